@@ -1,0 +1,43 @@
+"""Train neural networks without backpropagation.
+
+>>> import fflearn
+>>> net = fflearn.network("dense 64 relu | dense 10")
+>>> net.spec()
+'dense 64 relu | dense 10'
+"""
+
+from importlib import import_module as _import_module
+from pathlib import Path as _Path
+from typing import Any as _Any
+
+__version__ = "0.1.0"
+
+# In a source checkout rules/ and gpu/ lie beside this folder; setup.cfg puts them inside it on
+# installation.  This line lets the checkout be imported as it lies, with nothing installed.
+_root = _Path(__file__).resolve().parent.parent
+if (_root / "setup.cfg").is_file() and (_root / "rules" / "__init__.py").is_file():
+    __path__.append(str(_root))
+
+# The public names, and where they live.  They are imported on first use, so that
+# `import fflearn` stays well under a second.
+_PUBLIC = {
+    "Batch": "fflearn.base",
+    "DataSet": "fflearn.data",
+    "Engine": "fflearn.engine",
+    "Experiment": "fflearn.experiment",
+    "State": "fflearn.state",
+    "compare": "fflearn.compare",
+    "load_data": "fflearn.data",
+    "network": "fflearn.network",
+    "rule": "fflearn.registry",
+    "train": "fflearn.train",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'fflearn' has no attribute {name!r}; it has {__all__}")
+    value = getattr(_import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,428 @@
+"""The contract between the engine and a learning rule.
+
+A network is a series-parallel arrangement of layers.  A rule never holds the network: the engine
+hands it one `LayerView` at a time, and everything that crosses a layer boundary goes over the
+`Bus`, on a channel that the rule declared, and is counted in the `Ledger`.
+
+Shapes: B batch, ``*in``/``*out`` per-sample shapes, C classes.  ``da`` always means
+d loss_i / d a per sample; the (weighted) batch mean is taken once, in `LayerView.param_vjp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from fflearn.errors import LocalityError
+from fflearn.kernels.reference import Product
+from fflearn.random import Key
+
+if TYPE_CHECKING:
+    from fflearn.bus import Bus
+    from fflearn.network import Network
+
+Array = np.ndarray
+Shape = tuple[int, ...]
+Params = dict[str, Any]
+
+
+class Channel(str, Enum):
+    """What may cross a layer boundary besides activity going up, in order of what it gives away.
+
+    The order is part of the contract: a rule is as local as its last channel.  A new channel
+    needs an ADR; a name is never reused for something stronger.
+    """
+
+    PHASE = "phase"  # broadcast, (B,)    +1 / -1: positive or negative data
+    SCALAR = "scalar"  # broadcast, ()      one number per step
+    LOSS = "loss"  # broadcast, (B,)    one number per sample
+    TARGET = "target"  # broadcast, (B, C)  the label
+    ERROR = "error"  # broadcast, (B, C)  d loss_i / d logits_i
+    INPUT = "input"  # broadcast, (B, *in)
+    TANGENT = "tangent"  # up, (B, *out)      a directional derivative riding on the activity
+    FEEDBACK = "feedback"  # down, (B, *out)    through weights that the rule owns
+    SIGN = "sign"  # down, (B, *out)    through the signs of the forward weights
+    TRANSPOSE = "transpose"  # down, (B, *out)    through the forward weights transposed
+
+    @property
+    def transport(self) -> str:
+        """How much of the forward weights this channel carries: "no", "sign" or "yes"."""
+        return {"sign": "sign", "transpose": "yes"}.get(self.value, "no")
+
+
+DOWNWARD = (Channel.TRANSPOSE, Channel.SIGN, Channel.FEEDBACK)
+
+
+class LayerSpec(NamedTuple):
+    """What a rule may know of where a layer stands."""
+
+    index: int  # position among the layers, bottom first
+    depth: int  # how many layers there are
+    name: str  # e.g. "0 dense 512 relu"
+    in_shape: Shape
+    out_shape: Shape
+    net_in: Shape  # shape of one sample of the data
+    n_classes: int
+    is_input: bool  # reads the input of the network
+    is_output: bool  # its output is (a summand of) the network's output
+
+
+class Env(NamedTuple):
+    """What a layer's forward may read besides its input and its parameters."""
+
+    side: Mapping[str, Any] = {}  # not learned, seen by every layer: adjacency, masks
+    key: Key | None = None  # this layer's randomness in this pass (dropout masks)
+    train: bool = True
+
+
+class Trace(NamedTuple):
+    """What one forward through one layer leaves behind."""
+
+    x: Any  # (B, *in)   input
+    a: Any  # (B, *out)  pre-activation
+    y: Any  # (B, *out)  output act(a)
+    params: Mapping[str, Any]  # the parameters it was made with
+    inner: Any = None  # what else the layer's own derivatives need
+
+
+class Message(NamedTuple):
+    """What travels up, in the pass called `name`."""
+
+    x: Any
+    name: str = "x"
+    tangent: Any = None
+
+
+class Readout(NamedTuple):
+    """The objective at the network's output."""
+
+    loss: Any  # (B,)
+    error: Any  # (B, C)  d loss_i / d logits_i, per sample (no 1/B)
+
+
+class Batch(NamedTuple):
+    """What one step learns from."""
+
+    x: Any  # (B, *in)
+    y: Any  # (B, C)   one-hot label or regression target
+    side: Mapping[str, Any] = {}
+    weight: Any = None  # (B,)     sample weights; None means one each
+
+
+class Update(NamedTuple):
+    """What a layer's local rule returns; the engine applies it, nothing else writes."""
+
+    grads: Mapping[str, Any] = {}  # to the optimizer, for the layer's own parameters
+    aux_grads: Mapping[str, Any] = {}  # to the optimizer, for the rule's own arrays here
+    assign: Mapping[str, Any] = {}  # closed form: new values of parameters
+    aux_assign: Mapping[str, Any] = {}  # closed form: new values of the rule's own arrays
+
+
+class Rates(NamedTuple):
+    """Multipliers of the optimizer's settings for one layer."""
+
+    lr: float = 1.0
+    weight_decay: float = 1.0
+
+
+@dataclass
+class Ledger:
+    """What crossed layer boundaries in one step, and what was kept for learning.
+
+    Counts follow from shapes alone, so they are taken once per network and batch size.
+
+    Attributes
+    ----------
+    floats : dict of (channel, layer index) to int
+    batch : int
+        Samples in the counted step.
+    rows : int
+        Samples sent through the network, all passes together.
+    transposes : int
+        Calls that transposed a layer's own forward weights.
+    peak_bytes : int
+        Largest sum of arrays kept alive between the first forward and the last update.
+    """
+
+    batch: int = 1
+    floats: dict[tuple[str, int], int] = field(default_factory=dict)
+    rows: int = 0
+    transposes: int = 0
+    peak_bytes: int = 0
+
+    def record(self, channel: str, layer: int, n: int) -> None:
+        """Count ``n`` floats that entered (or, going down, left) a layer."""
+        at = (str(getattr(channel, "value", channel)), layer)
+        self.floats[at] = self.floats.get(at, 0) + int(n)
+
+    def per_sample(self) -> dict[str, float]:
+        """Floats that crossed layer boundaries, per training sample, by channel."""
+        total: dict[str, float] = {}
+        for (channel, _), n in self.floats.items():
+            total[channel] = total.get(channel, 0.0) + n / self.batch
+        return total
+
+    @property
+    def forward_passes(self) -> float:
+        """Forward passes per training sample."""
+        return self.rows / self.batch
+
+
+class Signals:
+    """The broadcasts of one sweep as one layer reads them; each first read is counted.
+
+    ``top`` is the output layer's own error: it crosses no boundary, so it needs no channel,
+    and no other layer can read it.
+    """
+
+    __slots__ = ("_layer", "_ledger", "_named", "_top")
+
+    def __init__(self, named: Mapping[str, Any], top: Any, ledger: Ledger | None, layer: LayerSpec):
+        self._named, self._top, self._ledger, self._layer = dict(named), top, ledger, layer
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name == "top" and self._layer.is_output and self._top is not None:
+            return self._top
+        if name not in self._named:
+            raise LocalityError(
+                f"layer {self._layer.name!r} read the signal {name!r}, which it was not sent; "
+                f"sent: {sorted(self._named) or 'none'}. Pass it to bus.update or bus.forward and "
+                f"declare its channel ('top' reaches the output layer alone)."
+            )
+        if self._ledger is not None:
+            at = (name, self._layer.index)
+            self._ledger.floats.setdefault(at, int(np.size(self._named[name])))
+        return self._named[name]
+
+
+class LayerView:
+    """One layer as a rule sees it: its own parameters and arrays, and its local calculus.
+
+    Attributes
+    ----------
+    params, aux : mapping of str to read-only array
+        The layer's parameters and the rule's own arrays in this layer.
+    key : Key
+        This layer's randomness in this step.
+    traces : dict of str to Trace
+        What the forward passes left, by name of the pass; gone when the step ends.
+    state : dict
+        Transient arrays of the rule; gone when the step ends.
+    """
+
+    def __init__(
+        self,
+        spec: LayerSpec,
+        layer: Any,
+        params: Mapping[str, Any],
+        aux: Mapping[str, Any],
+        k: Any,
+        key: Key,
+        channels: frozenset[Channel],
+        variant: Hashable = None,
+        env: Env = Env(),
+        weight: Any = None,
+        ledger: Ledger | None = None,
+    ):
+        self.spec, self.params, self.aux, self.k, self.key = spec, params, aux, k, key
+        self.variant, self.env = variant, env
+        self.traces: dict[str, Trace] = {}
+        self.state: dict[str, Any] = {}
+        self.reports: dict[str, Any] = {}
+        self._layer, self._channels, self._weight, self._ledger = layer, channels, weight, ledger
+
+    def __getattr__(self, name: str) -> Any:
+        if name in LayerSpec._fields:
+            return getattr(self.spec, name)
+        raise AttributeError(f"a LayerView has no {name!r}")
+
+    @property
+    def trace(self) -> Trace:
+        """The trace of the pass called "x"."""
+        return self.traces["x"]
+
+    # -- the local calculus (no autograd) ------------------------------------------------------
+    def forward(self, x: Any, *, noise: Any = None, params: Mapping[str, Any] | None = None):
+        """(B, *in) -> Trace, with the own or the given parameters, noise (B, *out) on ``a``."""
+        p = self.params if params is None else params
+        if self._ledger is not None and not self.spec.is_input:
+            self._ledger.record("activity", self.spec.index, x.size)
+        return self._layer.forward(self.k, p, x, self.env, noise)
+
+    def act(self, a: Any) -> Any:
+        """(B, *out) pre-activation -> (B, *out) activity."""
+        return self._layer.act(self.k, a)
+
+    def act_vjp(self, t: Trace, dy: Any) -> Any:
+        """(B, *out) d loss/d y -> (B, *out) d loss/d a.  Pointwise."""
+        return self._layer.act_vjp(self.k, t, dy)
+
+    def param_vjp(self, t: Trace, da: Any) -> Params:
+        """(B, *out) per-sample d loss/d a -> gradient of the own parameters.
+
+        The (weighted) batch mean is taken here and nowhere else.  A pass that sends r rows per
+        sample, stacked, repeats the sample weights r times.
+        """
+        n = len(da)
+        if self._weight is not None:
+            w = np.tile(self._weight, n // len(self._weight))
+            da = da * (w * (n / w.sum())).reshape(-1, *[1] * (da.ndim - 1)).astype(da.dtype)
+        return self._layer.param_vjp(self.k, t, da)
+
+    def jvp(self, t: Trace, dx: Any, dparams: Mapping[str, Any]) -> Any:
+        """Tangents of input (or None) and parameters -> (B, *out) tangent of the output."""
+        return self._layer.jvp(self.k, t, dx, dparams)
+
+    def input_vjp(self, t: Trace, da: Any, weights: Mapping[str, Any] | None = None) -> Any:
+        """(B, *out) d loss/d a -> (B, *in) message for the layer below.
+
+        Without ``weights`` it transposes the layer's own forward weights and needs the channel
+        TRANSPOSE.  With rule-owned ``weights`` (same names and shapes) it needs FEEDBACK or SIGN.
+        """
+        if weights is None:
+            self._need(Channel.TRANSPOSE, "sent the transposed forward weights' message down")
+            if self._ledger is not None:
+                self._ledger.transposes += 1
+            return self._layer.input_vjp(self.k, t, da)
+        if any(np.may_share_memory(weights[n], self.params[n]) for n in weights):
+            self._need(Channel.TRANSPOSE, "passed its own forward weights to input_vjp")
+        return self._layer.input_vjp(self.k, t._replace(params={**t.params, **weights}), da)
+
+    def signs(self) -> Params:
+        """Signs (-1, 0, 1) of the own weight matrices, by name; needs the channel SIGN."""
+        self._need(Channel.SIGN, "read the signs of the forward weights")
+        return {n: np.sign(self.params[n]) for n in self._layer.weights}
+
+    # -- drawing ---------------------------------------------------------------------------------
+    def draw_weights(self, key: Key) -> Params:
+        """Weight matrices drawn as the layer draws its own at the start (no biases)."""
+        dtype = next(iter(self.params.values())).dtype
+        drawn = self._layer.init(key, self.spec.in_shape, dtype)
+        return {n: drawn[n] for n in self._layer.weights}
+
+    def weight_std(self) -> dict[str, float]:
+        """Standard deviation of that draw, by name of the weight matrix."""
+        return self._layer.weight_std(self.spec.in_shape)
+
+    def noise_like_params(self, tag: str) -> Params:
+        """Standard normal noise shaped as the parameters: regenerated at each call, not stored."""
+        return {n: self.key.fold(tag, n).normal(p.shape, p.dtype) for n, p in self.params.items()}
+
+    def report(self, name: str, value: Any) -> None:
+        """A scalar of this layer for the log; no rule can read it back."""
+        self.reports[name] = value
+
+    def _need(self, channel: Channel, did: str) -> None:
+        if channel not in self._channels:
+            raise LocalityError(
+                f"layer {self.spec.name!r} {did}, but the rule declares only "
+                f"{sorted(c.value for c in self._channels) or 'no channel'}. Declare "
+                f"Channel.{channel.name}, or use what the declared channels carry."
+            )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Base of every learning rule: hyper-parameters, per-layer functions, and a schedule.
+
+    Subclass it as a frozen dataclass, declare `channels`, and write `step` and `update`.
+    Hooks are array expressions without branches on values, so that a step can be recorded once
+    and replayed; structure that changes over training is `variant`.
+    """
+
+    channels: ClassVar[frozenset[Channel]] = frozenset()
+    short: ClassVar[tuple[str, ...]] = ()  # other names the command line accepts
+    citation: ClassVar[str] = ""
+    needs_linear: ClassVar[bool] = False  # the layer's core must be linear in its input
+    ends_in_logits: ClassVar[bool] = True  # the network must end in one output per class
+    optimizer: ClassVar[Mapping[str, Any]] = {"name": "adam", "lr": 1e-3}  # default settings
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # label -> parameters, for `compare`
+    predictors: ClassVar[tuple[str, ...]] = ("logits",)  # ways to predict; the first is default
+
+    # -- before training -------------------------------------------------------------------------
+    def adapt(self, net: Network) -> Network:
+        """The given network as this rule trains it; shown wherever results are."""
+        return net
+
+    def in_shape(self, chain: Shape, spec: LayerSpec) -> Shape:
+        """Input shape of a layer; ``chain`` is what the network's structure gives it."""
+        return chain
+
+    def init(self, v: LayerView, key: Key, shared: Key) -> Params:
+        """Rule-owned arrays of a layer.
+
+        ``key`` is the layer's own; ``shared`` is the same in every layer, for arrays that layers
+        share (a draw of fewer elements is a prefix of a longer one).
+        """
+        return {}
+
+    def plastic(self, v: LayerView, owned: Params) -> tuple[str, ...]:
+        """Which of the rule-owned arrays the optimizer trains (by `Update.aux_grads`)."""
+        return ()
+
+    def rates(self, v: LayerSpec) -> Rates:
+        """Multipliers of learning rate and weight decay in this layer."""
+        return Rates()
+
+    def variant(self, progress: float, layers: tuple[LayerSpec, ...]) -> Hashable:
+        """What part of the step's structure holds at ``progress`` in [0, 1]; hooks see it."""
+        return None
+
+    # -- one step --------------------------------------------------------------------------------
+    def step(self, bus: Bus, batch: Batch) -> dict[str, Any]:
+        """The schedule: which sweeps, in what order.  Returns scalars to report, "loss" first."""
+        raise NotImplementedError(f"{type(self).__name__} needs a step(bus, batch)")
+
+    def forward(self, v: LayerView, m: Message, s: Signals) -> Message:
+        """What a layer does with the message from below; default: fire and keep the trace."""
+        v.traces[m.name] = t = v.forward(m.x)
+        return m._replace(x=t.y)
+
+    def feedback(self, v: LayerView, m: Any) -> Any:
+        """The message for the layer below, from the message (B, *out) from above."""
+        raise NotImplementedError(f"{type(self).__name__} sweeps down, so it needs feedback(v, m)")
+
+    def relax(self, v: LayerView, below: Any, above: Any) -> None:
+        """One settling step of this layer's ``v.state["s"]``."""
+        raise NotImplementedError(f"{type(self).__name__} settles, so it needs relax(v, ...)")
+
+    def update(self, v: LayerView, s: Signals) -> Update:
+        """LOCAL: what this layer learns from its own view and the declared signals."""
+        raise NotImplementedError(f"{type(self).__name__} needs an update(v, s)")
+
+    # -- use -------------------------------------------------------------------------------------
+    def predict(self, bus: Bus, x: Any, by: str) -> Any:
+        """Scores (B, C) of each class, by one of `predictors`; default: one forward sweep."""
+        return bus.forward(x)
+
+    def settings(self) -> dict[str, Any]:
+        """Hyper-parameters by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+__all__ = [
+    "Array",
+    "Batch",
+    "Channel",
+    "Env",
+    "Key",
+    "LayerSpec",
+    "LayerView",
+    "Ledger",
+    "Message",
+    "Params",
+    "Product",
+    "Rates",
+    "Readout",
+    "Rule",
+    "Shape",
+    "Signals",
+    "Trace",
+    "Update",
+]

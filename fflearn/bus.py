@@ -1,0 +1,338 @@
+"""The Bus: the only wire between layers.  It sweeps, checks channels, and counts.
+
+It lives for one step.  Every entry into a layer goes through `Bus._call`, which is where the
+locality checks listen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fflearn.base import (
+    DOWNWARD,
+    Batch,
+    Channel,
+    Env,
+    Key,
+    LayerView,
+    Ledger,
+    Message,
+    Readout,
+    Signals,
+    Trace,
+    Update,
+)
+from fflearn.errors import LocalityError
+from fflearn.topology import plus
+
+if TYPE_CHECKING:
+    from fflearn.engine import Engine
+    from fflearn.state import State
+
+
+class Bus:
+    """Moves messages between layers, on declared channels only.
+
+    Attributes
+    ----------
+    k : Kernels
+        The backend's kernels, for the schedule's own array work.
+    key : Key
+        The schedule's randomness in this step.
+    n_classes : int
+    progress : float
+        Part of the training done, 0 to 1.
+    lr : float
+        Learning rate of this step.
+    variant : hashable
+        What `Rule.variant` gave for this step.
+    tangent : array or None
+        The tangent that left the output layer in the last forward sweep.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        state: State,
+        batch: Batch | None,
+        key: Key,
+        train: bool,
+        variant: Hashable = None,
+        observe: Callable[[LayerView, Update], None] | None = None,
+        count: Ledger | None = None,
+    ):
+        self._engine, self._state, self._batch, self._train = engine, state, batch, train
+        self._observe = observe
+        self.rule, self.k, self.key = engine.rule, engine.kernels, key
+        self.n_classes, self.variant, self.ledger = engine.n_classes, variant, count
+        self.progress, self.lr, self.weight_decay = engine.settings_at(state.step)
+        self.tangent: Any = None
+        self._error: Any = None
+        weight = None if batch is None else batch.weight
+        side = {} if batch is None else batch.side
+        self.views = [
+            LayerView(
+                spec,
+                layer,
+                params.readable,
+                aux.readable,
+                self.k,
+                key.fold("layer", spec.index),
+                self.rule.channels,
+                variant,
+                Env(side, key.fold("env", spec.index), train),
+                weight,
+                count,
+            )
+            for spec, layer, params, aux in zip(
+                engine.specs, engine.net.leaves, state.params, state.aux
+            )
+        ]
+
+    # -- sweeps ----------------------------------------------------------------------------------
+    def forward(
+        self,
+        x: Any,
+        name: str = "x",
+        *,
+        update: bool = False,
+        tangent: Any = None,
+        top: Any = None,
+        **signals: Any,
+    ) -> Any:
+        """Bottom-up sweep of the pass ``name`` -> output of the network (rows, *out).
+
+        With ``update`` each layer learns as soon as it has fired and its traces are dropped, so
+        one layer's activity is alive at a time; the layer above gets the activity from before
+        the update.  ``top`` reaches the output layer alone (see `Signals`).
+        """
+        self._check(signals)
+        if self.ledger is not None:
+            self.ledger.rows += len(x)
+        value: dict[int, Message] = {-1: Message(x, name, tangent)}
+        for i, (leaf, sources) in enumerate(self._engine.net.nodes):
+            m = value[sources[0]]
+            if leaf is None:
+                other = value[sources[1]]
+                value[i] = m._replace(x=m.x + other.x, tangent=plus(m.tangent, other.tangent))
+            else:
+                v = self.views[leaf]
+                s = Signals(signals, top, self.ledger, v.spec)
+                value[i] = out = self._call("forward", v, m, s)
+                if self.ledger is not None:
+                    self._count_up(v, out)
+                if update:
+                    self._apply(v, s)
+                    v.traces.clear()
+                    v.state.clear()
+            for s in self._engine.last_use[i]:
+                del value[s]
+            self._hold(*value.values())
+        end = value[len(self._engine.net.nodes) - 1]
+        self.tangent = end.tangent
+        return end.x
+
+    def readout(self, output: Any) -> Readout:
+        """The network's objective at its output: loss (B,) and error (B, C) per sample."""
+        if self._batch is None:
+            raise LocalityError("there is no label to read out while predicting")
+        r = self._engine.objective(self.k, output, self._batch.y)
+        self._error = r.error
+        return r
+
+    def feedback(self, message: Any) -> Any:
+        """Top-down sweep: each layer turns the message from above into one for below.
+
+        At a sum the message is copied, at a fork the branches' messages are added.  Returns what
+        would go below the first layer (None where rules send nothing there).
+        """
+        nodes = self._engine.net.nodes
+        down: dict[int, Any] = {len(nodes) - 1: message}
+        for i in reversed(range(len(nodes))):
+            leaf, sources = nodes[i]
+            m = down.pop(i)
+            if leaf is None:
+                for s in sources:
+                    down[s] = plus(down.get(s), m)
+            else:
+                v = self.views[leaf]
+                out = self._call("feedback", v, m)
+                if sources[0] >= 0:
+                    self._count_down(v, out)
+                if out is not None:
+                    down[sources[0]] = plus(down.get(sources[0]), out)
+            self._hold(*down.values())
+        return down.get(-1)
+
+    def relax(self, bottom: Any, top: Any = None) -> Any:
+        """One settling sweep, bottom first; returns the largest change of ``v.state["s"]``.
+
+        Each layer sees the states below and the sum of the messages of the layers that read it;
+        for the output layer ``top`` stands in for them.
+        """
+        change = np.zeros((), bottom.dtype)
+        for v in self.views:
+            old, above = v.state["s"], top if v.spec.is_output else None
+            for reader in self._engine.readers[v.spec.index]:
+                u = self.views[reader]
+                m = self._call("feedback", u, None)
+                self._count_down(u, m)
+                above = plus(above, m)
+            self._call("relax", v, self._below(self._engine.source[v.spec.index], bottom), above)
+            change = np.maximum(change, np.abs(v.state["s"] - old).max())
+            self._hold()
+        return change
+
+    def settle(
+        self,
+        bottom: Any,
+        top: Callable[[], Any] | None = None,
+        steps: int = 50,
+        tol: float = 0.0,
+    ) -> int:
+        """Relax until the largest change is below ``tol``, at most ``steps`` sweeps.
+
+        ``top`` is called before every sweep.  Returns the sweeps used.
+        """
+        for n in range(1, steps + 1):
+            change = self.relax(bottom, top() if top else None)
+            if not float(change) >= tol:
+                return n
+        return steps
+
+    def each(self, method: Callable[..., Any], *args: Any) -> None:
+        """Run a method of the rule in every layer, with no message between them."""
+        for v in self.views:
+            self._call(method.__name__, v, *args)
+            self._hold()
+
+    def update(self, *, top: Any = None, **signals: Any) -> None:
+        """Every layer learns from its own view and the broadcast signals."""
+        self._check(signals)
+        for v in self.views:
+            self._apply(v, Signals(signals, top, self.ledger, v.spec))
+
+    # -- reading out -----------------------------------------------------------------------------
+    def top(self, name: str) -> Any:
+        """The output layer's ``v.state[name]``: the sum, where several layers are the output."""
+        total = None
+        for v in self.views:
+            if v.spec.is_output:
+                total = plus(total, v.state[name])
+        return total
+
+    def collect(self, local: Callable[[LayerView], Any]) -> list[Any]:
+        """A local read-out of every layer: for prediction only, where nothing learns."""
+        if self._train:
+            raise LocalityError("bus.collect reads many layers at once: for prediction only")
+        return [local(v) for v in self.views]
+
+    # -- inside ----------------------------------------------------------------------------------
+    def _call(self, hook: str, v: LayerView, *args: Any) -> Any:
+        return getattr(self.rule, hook)(v, *args)
+
+    def _apply(self, v: LayerView, s: Signals) -> None:
+        u = self._call("update", v, s)
+        self._hold(u.grads, u.aux_grads, u.assign, u.aux_assign)
+        if self._observe is not None:
+            self._observe(v, u)
+        if not self._train:
+            return
+        i, t, optimizer = v.spec.index, self._state.step + 1, self._engine.optimizer
+        rates = self._engine.rates[i]
+        lr, decay = self.lr * rates.lr, self.weight_decay * rates.weight_decay
+        params, aux, opt = self._state.params[i], self._state.aux[i], self._state.opt[i]
+        for name, g in u.grads.items():
+            optimizer.apply(self.k, name, params[name], g, opt, lr, decay, t)
+        for name, g in u.aux_grads.items():
+            optimizer.apply(self.k, f"aux.{name}", aux[name], g, opt, lr, decay, t)
+        for name, value in u.assign.items():
+            params[name] = value
+        for name, value in u.aux_assign.items():
+            aux[name] = value
+
+    def _below(self, node: int, bottom: Any) -> Any:
+        if node < 0:
+            return bottom
+        leaf, sources = self._engine.net.nodes[node]
+        if leaf is not None:
+            return self.views[leaf].state["s"]
+        return self._below(sources[0], bottom) + self._below(sources[1], bottom)
+
+    def _check(self, signals: Mapping[str, Any]) -> None:
+        issued = {"error": self._error}
+        if self._batch is not None:
+            issued |= {"target": self._batch.y, "input": self._batch.x}
+        for name, value in signals.items():
+            self._declared(Channel, name, f"broadcast {name!r}")
+            if name in issued and value is not issued[name]:
+                raise LocalityError(
+                    f"the broadcast {name!r} must be the array that the bus or the batch holds "
+                    f"(readout's error, batch.y, batch.x), unchanged: a channel carries what its "
+                    f"name says. Transform it inside the layer."
+                )
+
+    def _declared(self, kind: Any, name: str, did: str) -> None:
+        known = {c.value for c in kind}
+        if name not in known:
+            raise LocalityError(
+                f"{type(self.rule).__name__} {did}, but there is no such channel; there are: "
+                f"{', '.join(c.value for c in kind)}."
+            )
+        if name not in {c.value for c in self.rule.channels}:
+            declared = sorted(c.value for c in self.rule.channels) or "no channel"
+            raise LocalityError(
+                f"{type(self.rule).__name__} {did}, but declares {declared}. Add "
+                f"Channel.{name.upper()} to its channels."
+            )
+
+    def _count_up(self, v: LayerView, out: Message) -> None:
+        if out.tangent is not None:
+            self._declared(Channel, "tangent", "sent a tangent up")
+            self.ledger.record("tangent", v.spec.index, out.tangent.size)
+
+    def _count_down(self, v: LayerView, message: Any) -> None:
+        if message is None:
+            return
+        used = next((c for c in DOWNWARD if c in self.rule.channels), None)
+        if used is None:
+            self._declared(Channel, "feedback", f"sent a message down from {v.spec.name!r}")
+        elif self.ledger is not None:
+            self.ledger.record(used, v.spec.index, message.size)
+
+    def _hold(self, *in_flight: Any) -> None:
+        """Note how many bytes are alive now; only in the step that counts."""
+        if self.ledger is not None:
+            kept = [(v.traces, v.state) for v in self.views]
+            own = {id(_base(a)) for a in self._state.arrays().values()}
+            alive = live_bytes([*kept, *in_flight], own)
+            self.ledger.peak_bytes = max(self.ledger.peak_bytes, alive)
+
+
+def live_bytes(tree: Any, own: set[int]) -> int:
+    """Bytes of all arrays in a nest of containers, shared memory once, ``own`` left out."""
+    seen: dict[int, int] = {}
+
+    def visit(item: Any) -> None:
+        if isinstance(item, np.ndarray):
+            base = _base(item)
+            if id(base) not in own:
+                seen[id(base)] = base.nbytes
+        elif isinstance(item, Mapping):
+            for value in item.values():
+                visit(value)
+        elif isinstance(item, (tuple, list, Trace)):
+            for value in item:
+                visit(value)
+
+    visit(tree)
+    return sum(seen.values())
+
+
+def _base(a: np.ndarray) -> np.ndarray:
+    while isinstance(a.base, np.ndarray):
+        a = a.base
+    return a

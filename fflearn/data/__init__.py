@@ -1,0 +1,97 @@
+"""Data sets by name, from the user's files or from arrays; and the order of their batches.
+
+>>> data = load("digits")
+>>> data
+DataSet('digits', 1438 train, 359 test, in_shape=(8, 8, 1), n_classes=10)
+"""
+
+import difflib
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from fflearn.data import arrays, cifar, digits, idx, tables
+from fflearn.data.batches import Batches
+from fflearn.data.dataset import DataSet
+from fflearn.errors import DataError
+
+__all__ = ["Batches", "DataSet", "load", "load_data", "names"]
+
+_NAMED: dict[str, Callable[[bool], DataSet]] = {
+    "digits": lambda download: digits.load(),
+    "mnist": functools.partial(idx.load, "mnist"),
+    "fashion-mnist": functools.partial(idx.load, "fashion-mnist"),
+    "kmnist": functools.partial(idx.load, "kmnist"),
+    "cifar10": cifar.load,
+}
+_FILES: dict[str, Callable[[Path], DataSet]] = {".csv": tables.load, ".npz": arrays.load}
+
+
+def names() -> tuple[str, ...]:
+    """Names `load` knows."""
+    return tuple(_NAMED)
+
+
+def load(spec: str | os.PathLike | tuple | DataSet, *, download: bool = True) -> DataSet:
+    """Load a data set.
+
+    Parameters
+    ----------
+    spec : str, path, tuple of arrays or DataSet
+        A name ("digits", "mnist", "fashion-mnist", "kmnist", "cifar10"), the path of a .csv or
+        .npz file, (x, y) or (x_train, y_train, x_test, y_test), or a DataSet, returned as it is.
+    download : bool, default True
+        Whether the official files may be downloaded.  Before that they are looked for in the
+        folder that the environment variable FFLEARN_DATA names, then among earlier downloads.
+
+    Returns
+    -------
+    DataSet
+
+    Raises
+    ------
+    DataError
+        An unknown name, a missing or damaged file, or data that cannot be learned from.
+    MissingExtra
+        Files must be downloaded and pooch is not installed.
+
+    Examples
+    --------
+    >>> load(([[0.0], [0.1], [0.9], [1.0]], ["no", "no", "yes", "yes"])).classes
+    ('no', 'yes')
+    """
+    if isinstance(spec, DataSet):
+        return spec
+    if isinstance(spec, tuple):
+        return arrays.from_arrays(spec)
+    if not isinstance(spec, str | os.PathLike):
+        raise DataError(
+            f"load needs a name, a path or a tuple of arrays; got {type(spec).__name__} in spec. "
+            'Type load("digits") or load((x, y)).'
+        )
+    if spec in _NAMED:
+        return _NAMED[spec](download)
+    path = Path(spec).expanduser()
+    reader = _FILES.get(path.suffix.lower())
+    if reader is None:
+        raise _unknown(str(spec))
+    if not path.is_file():
+        raise DataError(
+            f"load needs an existing file; got {str(spec)!r}, which is not there (looked in "
+            f"{path.absolute().parent}). Check the path."
+        )
+    return reader(path)
+
+
+def _unknown(spec: str) -> DataError:
+    close = difflib.get_close_matches(spec.lower(), _NAMED, n=1, cutoff=0.4)
+    hint = f'Type "{close[0]}"' if close else 'Type "digits"'
+    return DataError(
+        f"load needs one of {', '.join(_NAMED)} or the path of a .csv or .npz file; "
+        f"got {spec!r} in spec. {hint}."
+    )
+
+
+# The name under which the top level of the package offers it.
+load_data = load

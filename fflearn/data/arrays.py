@@ -1,0 +1,105 @@
+"""The user's own arrays, in memory or in an .npz file."""
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fflearn.data.dataset import DataSet, is_whole, pixels_to_unit, stratified
+from fflearn.errors import DataError
+
+__all__ = ["from_arrays", "load"]
+
+_WHOLE = ("x", "y")
+_SPLIT = ("x_train", "y_train", "x_test", "y_test")
+# What np.load raises: a pickle is a ValueError; a bare .npy array has no "with": a TypeError; an
+# encrypted zip file or an odd compression is a RuntimeError.
+_DAMAGED = (
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error),
+    *(TypeError, ValueError, RuntimeError),
+)
+
+
+def load(path: Path) -> DataSet:
+    """Load an .npz file with the arrays x, y or x_train, y_train, x_test, y_test.
+
+    Raises
+    ------
+    DataError
+        Not an .npz file, other names in it, or pickled objects, which could run code.
+    """
+    try:
+        # Opened here: np.load leaves a damaged zip file open.
+        with path.open("rb") as f, np.load(f, allow_pickle=False) as archive:
+            present = list(archive)
+            found = {name: archive[name] for name in present if name in _WHOLE + _SPLIT}
+    except _DAMAGED as error:
+        raise DataError(
+            f"an .npz data set needs a zip file of plain arrays; got {error} in {path}. "
+            "Save it with numpy.savez(path, x=x, y=y), x and y of a numeric dtype."
+        ) from error
+    for names in (_SPLIT, _WHOLE):
+        if set(names) <= set(found):
+            return from_arrays([found[name] for name in names], path.stem)
+    raise DataError(
+        f"an .npz data set needs the arrays {', '.join(_WHOLE)} or {', '.join(_SPLIT)}; got "
+        f"{', '.join(present) or 'none'} in {path}. Save it with numpy.savez(path, x=x, y=y)."
+    )
+
+
+def from_arrays(arrays: Sequence, name: str = "arrays", notes: tuple[str, ...] = ()) -> DataSet:
+    """Make a data set of (x, y) or (x_train, y_train, x_test, y_test).
+
+    Images as bytes (dtype uint8, three axes or more) are brought to [0, 1] and to channels
+    last; other x stay as they are.  Labels may be any whole numbers or strings: they are
+    numbered in ascending order, and `DataSet.classes` keeps the originals.  With only x and y,
+    a stratified fifth becomes the test part, always the same.
+
+    Raises
+    ------
+    DataError
+        As `DataSet`, or another number of arrays.
+    """
+    if len(arrays) not in (len(_WHOLE), len(_SPLIT)):
+        raise DataError(
+            f"load needs (x, y) or (x_train, y_train, x_test, y_test); got {len(arrays)} arrays "
+            f"in {name}. Type load((x, y))."
+        )
+    xs, ys = list(arrays[0::2]), [_as_labels(y) for y in arrays[1::2]]
+    if all(getattr(x, "dtype", None) == np.uint8 and x.ndim >= 3 for x in xs):
+        xs = [pixels_to_unit(x[..., None] if x.ndim == 3 else x) for x in xs]
+        notes = (*notes, "x: bytes divided by 255")
+    ys, classes = _encode(ys, name)
+    n_classes = len(classes)
+    if len(xs) == 2:
+        return DataSet(name, xs[0], ys[0], xs[1], ys[1], n_classes, notes, classes)
+    # Checked as a whole before it is split: an index in a message is then one the user knows.
+    whole = DataSet(name, xs[0], ys[0], xs[0], ys[0], n_classes, notes, classes)
+    x, y = whole.x_train, whole.y_train
+    keep, held = stratified(y, 0.2, "test")
+    notes = (*notes, "test part: a stratified fifth, drawn from a constant")
+    return DataSet(name, x[keep], y[keep], x[held], y[held], n_classes, notes, classes)
+
+
+def _as_labels(y) -> np.ndarray:
+    array = np.asarray(y)
+    # A pandas column of strings comes as objects.
+    if array.dtype == object and all(isinstance(value, str) for value in array.flat):
+        array = array.astype(str)
+    return array
+
+
+def _encode(ys: list[np.ndarray], name: str) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """Number the labels 0 .. C - 1; arrays that are no labels are left for DataSet to refuse."""
+    text = all(y.dtype.kind == "U" for y in ys)
+    if any(y.ndim != 1 or y.size == 0 for y in ys):
+        return ys, ()
+    if not text:
+        if not all(y.dtype.kind in "biuf" and is_whole(y).all() for y in ys):
+            return ys, ()
+        ys = [y.astype(np.int64) for y in ys]
+    values, codes = np.unique(np.concatenate(ys), return_inverse=True)
+    cuts = np.cumsum([len(y) for y in ys])[:-1]
+    return np.split(codes.astype(np.int64), cuts), tuple(map(str, values.tolist()))

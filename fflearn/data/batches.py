@@ -1,0 +1,80 @@
+"""The order in which samples are learned from: a function of the seed and the step."""
+
+import operator
+
+import numpy as np
+
+from fflearn.data.dataset import DataSet
+from fflearn.errors import DataError
+from fflearn.random import Key
+
+__all__ = ["Batches"]
+
+
+class Batches:
+    """Mini-batches of the training part, each sample once per epoch.
+
+    Nothing is consumed: any step can be asked for at any time and gives the same samples, so a
+    run resumes from its step number alone.
+
+    Parameters
+    ----------
+    data : DataSet
+        Whose training part to use.
+    batch_size : int
+        Samples per step, 1 .. N.  The last batch of an epoch may be shorter.
+    seed : int
+        Root of the order.
+
+    Raises
+    ------
+    DataError
+        A batch size that is no integer in 1 .. N.
+
+    Examples
+    --------
+    >>> x, y = np.zeros((10, 3)), np.arange(10) % 2
+    >>> batches = Batches(DataSet("toy", x, y, x, y, 2), batch_size=4, seed=0)
+    >>> batches.steps_per_epoch
+    3
+    >>> [len(batches.batch(step)[1]) for step in range(4)]
+    [4, 4, 2, 4]
+    """
+
+    def __init__(self, data: DataSet, batch_size: int, seed: int) -> None:
+        n = len(data.x_train)
+        if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__"):
+            raise DataError(f"Batches needs an integer batch_size; got {batch_size!r}. Type 64.")
+        if not 1 <= batch_size <= n:
+            raise DataError(
+                f"Batches needs a batch_size in 1 .. {n}, the training samples of {data.name}; "
+                f"got {batch_size}. Type {min(max(int(batch_size), 1), n)}."
+            )
+        self.data = data
+        self.batch_size = operator.index(batch_size)
+        self.steps_per_epoch = -(-n // self.batch_size)
+        self._key = Key(seed).fold("order")
+        self._cached: tuple[int, np.ndarray] | None = None
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Sample indices of an epoch in the order of use, int64 (N,)."""
+        if self._cached is None or self._cached[0] != epoch:
+            order = self._key.at(epoch).permutation(len(self.data.x_train))
+            order.flags.writeable = False  # the cache is handed out
+            self._cached = (epoch, order)
+        return self._cached[1]
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Samples of a step, counted from 0 over all epochs.
+
+        Returns
+        -------
+        x : ndarray of float32, shape (B, *in)
+        y : ndarray of int64, shape (B,)
+            Labels.
+        """
+        if step < 0:
+            raise DataError(f"Batches.batch needs a step of 0 or more; got {step}. Type 0.")
+        epoch, i = divmod(step, self.steps_per_epoch)
+        chosen = self.order(epoch)[i * self.batch_size : (i + 1) * self.batch_size]
+        return self.data.x_train[chosen], self.data.y_train[chosen]

@@ -1,0 +1,305 @@
+"""The Engine: runs a rule on a network, one step at a time, and checks everything once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fflearn import kernels as backends
+from fflearn import objectives
+from fflearn.base import Batch, Key, LayerSpec, LayerView, Ledger, Rule, Update
+from fflearn.bus import Bus
+from fflearn.errors import DataError, ShapeError, SpecError
+from fflearn.network import Network, network
+from fflearn.optim import Optimizer, optimizer
+from fflearn.state import Slots, State
+from fflearn.topology import leaves_of
+
+DTYPES = ("float32", "float64")
+
+
+class Engine:
+    """A network, a rule, an optimizer and a backend, ready to step.
+
+    Parameters
+    ----------
+    net : Network, str or list of layers
+        The network as given; the rule may adapt it (`net` is then the network as trained).
+    rule : Rule
+    in_shape : tuple of int
+        Shape of one sample.
+    n_classes : int
+        Number of classes (targets) C.
+    optimizer : Optimizer, optional
+        Default: the rule's own settings.
+    objective : Objective or str
+        At the network's output.
+    backend : str
+        "numba" (default), "reference", or another name that `fflearn doctor` lists.
+    dtype : str
+        "float32" or "float64".
+    threads : int
+        Threads of the kernels.  Results do not depend on it.
+    horizon : tuple of (int, int), optional
+        Steps per epoch and epochs, for schedules; without it, settings stay constant.
+    probes : mapping of str to callable, optional
+        ``probe(view, update) -> float``, called for each layer's update; it reads only.  Results
+        appear in a step's info as "name/layer index".
+
+    Raises
+    ------
+    SpecError, ShapeError
+        Whatever does not fit together, before any step is made.
+
+    Examples
+    --------
+    >>> import numpy as np, fflearn
+    >>> engine = Engine("dense 16 relu | dense 3", fflearn.rule("dfa"), (4,), 3)
+    >>> state = engine.init(seed=0)
+    >>> x, y = np.ones((5, 4), np.float32), np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]]
+    >>> info, ledger = engine.step(state, Batch(x, y))
+    >>> engine.predict(state, x).shape
+    (5, 3)
+    """
+
+    def __init__(
+        self,
+        net: Network | str | list[Any],
+        rule: Rule,
+        in_shape: tuple[int, ...],
+        n_classes: int,
+        optimizer: Optimizer | None = None,
+        objective: Any = "softmax_cross_entropy",
+        backend: str = "numba",
+        dtype: str = "float32",
+        threads: int = 1,
+        horizon: tuple[int, int] | None = None,
+        probes: Mapping[str, Callable[[LayerView, Update], float]] | None = None,
+    ):
+        self.rule, self.in_shape, self.n_classes = rule, tuple(in_shape), n_classes
+        self.net = rule.adapt(network(net))
+        self.kernels = backends.load(backend)
+        self.dtype, self.threads, self.horizon = _checked_dtype(dtype), threads, horizon
+        self.optimizer = optimizer or default_optimizer(rule)
+        self.objective = objectives.load(objective)() if isinstance(objective, str) else objective
+        self.probes = dict(probes or {})
+        self._counted: dict[Hashable, Ledger] = {}
+        self._wire()
+        self._check()
+        self.rates = [rule.rates(spec) for spec in self.specs]
+
+    # -- construction ----------------------------------------------------------------------------
+    def _wire(self) -> None:
+        """Who reads whom: derived once from the network's structure."""
+        nodes, leaves = self.net.nodes, self.net.leaves
+        tops = leaves_of(nodes, len(nodes) - 1)
+        self.source = [n.sources[0] for n in nodes if n.leaf is not None]
+        self.readers = [
+            [r for r, s in enumerate(self.source) if leaf in leaves_of(nodes, s)]
+            for leaf in range(len(leaves))
+        ]
+        self.last_use: list[list[int]] = [[] for _ in nodes]
+        for s in range(-1, len(nodes) - 1):
+            readers = [i for i, n in enumerate(nodes) if s in n.sources]
+            if readers:
+                self.last_use[max(readers)].append(s)
+        shapes: list[tuple[int, ...]] = []  # per node; a rule may feed layers other inputs
+        self.specs: tuple[LayerSpec, ...] = ()
+        chain = self.net.shapes(self.in_shape)
+        for i, (leaf, sources) in enumerate(nodes):
+            if leaf is None:
+                shapes.append(shapes[sources[0]])
+                continue
+            layer, below = leaves[leaf], sources[0]
+            spec = LayerSpec(
+                leaf,
+                len(leaves),
+                f"{leaf} {layer.spec()}",
+                self.in_shape if below < 0 else shapes[below],
+                chain[i],
+                self.in_shape,
+                self.n_classes,
+                below < 0,
+                leaf in tops,
+            )
+            fed = self.rule.in_shape(spec.in_shape, spec)
+            spec = spec._replace(in_shape=fed, out_shape=layer.out_shape(fed))
+            shapes.append(spec.out_shape)
+            self.specs += (spec,)
+        self.out_shape = shapes[-1]
+
+    def _check(self) -> None:
+        rule, name = self.rule, type(self.rule).__name__
+        if isinstance(self.n_classes, bool) or self.n_classes < 2:
+            raise SpecError(f"learning needs at least 2 classes; got {self.n_classes}.")
+        if self.threads < 1:
+            raise SpecError(f"threads needs 1 or more; got {self.threads}.")
+        if rule.ends_in_logits and self.out_shape != (self.n_classes,):
+            raise ShapeError(
+                f"{name} needs a network that ends in one output per class: {self.n_classes}; the "
+                f"last layer {self.net.leaves[-1].spec()!r} gives {self.out_shape}. End it with "
+                f"dense {self.n_classes}"
+            )
+        if not self.objective.at_output:
+            raise SpecError(f"{self.objective.kind} compares activity with a phase, not labels.")
+        if rule.needs_linear:
+            for spec, layer in zip(self.specs, self.net.leaves):
+                if not layer.linear:
+                    raise SpecError(f"{name} needs layers linear in their input; not {spec.name!r}")
+
+    # -- running ---------------------------------------------------------------------------------
+    def init(self, seed: int) -> State:
+        """A fresh state; all of it is a function of the seed, whatever the backend."""
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise SpecError(f"a seed needs to be a whole number from 0 on; got {seed!r}.")
+        dtype, root = np.dtype(self.dtype), Key(int(seed))
+        params, aux, opt = [], [], []
+        for spec, layer in zip(self.specs, self.net.leaves):
+            params.append(Slots(layer.init(root.fold("init", spec.index), spec.in_shape, dtype)))
+            key = root.fold("rule", spec.index)
+            v = LayerView(
+                spec, layer, params[-1].readable, {}, self.kernels, key, self.rule.channels
+            )
+            owned = self.rule.init(v, key, root.fold("shared"))
+            aux.append(Slots({n: np.asarray(a, dtype) for n, a in owned.items()}))
+            trained = dict(params[-1])
+            trained |= {f"aux.{n}": aux[-1][n] for n in self.rule.plastic(v, owned)}
+            slots = [self.optimizer.slots(n, w) for n, w in trained.items()]
+            opt.append(Slots({n: a for s in slots for n, a in s.items()}))
+        meta = {"depth": len(params), "net": self.net.spec()}
+        return State(params, aux, opt, 0, int(seed), meta)
+
+    def settings_at(self, step: int) -> tuple[float, float, float]:
+        """Progress in [0, 1], learning rate and weight decay at a step."""
+        per_epoch, epochs = self.horizon or (1, 1)
+        epoch = step / per_epoch if self.horizon else 0.0
+        progress = min(1.0, epoch / epochs)
+        return progress, *self.optimizer.settings_at(epoch, epochs)
+
+    def step(self, state: State, batch: Batch) -> tuple[dict[str, Any], Ledger]:
+        """Learn from one batch: changes ``state`` in place.
+
+        Returns
+        -------
+        info : dict of str to 0-d array
+            What the rule reports ("loss") and the probes found.
+        ledger : Ledger
+            What crossed layer boundaries: counted once per shape of batch.
+        """
+        info: dict[str, Any] = {}
+
+        def observe(v: LayerView, u: Update) -> None:
+            for name, probe in self.probes.items():
+                info[f"{name}/{v.spec.index}"] = probe(v, u)
+
+        reported, ledger = self._run(state, batch, True, observe, Bus)
+        state.step += 1
+        return {**reported, **info}, ledger
+
+    def updates(self, state: State, batch: Batch, wire: type[Bus] = Bus) -> list[Update]:
+        """What every layer would learn from a batch, without changing the state.
+
+        ``wire`` lets the locality checks put their own Bus in.
+        """
+        found: dict[int, Update] = {}
+        self._run(state, batch, False, lambda v, u: found.update({v.spec.index: u}), wire)
+        return [found[i] for i in range(len(self.specs))]
+
+    def _run(
+        self,
+        state: State,
+        batch: Batch,
+        train: bool,
+        observe: Callable[[LayerView, Update], None],
+        wire: type[Bus],
+    ) -> tuple[dict[str, Any], Ledger]:
+        batch = self._checked_batch(batch)
+        variant = self.rule.variant(self.settings_at(state.step)[0], self.specs)
+        program = (batch.x.shape, variant, batch.weight is None)
+        counted = self._counted.get(program)
+        ledger = Ledger(batch=len(batch.x)) if counted is None else None
+        key = Key(state.seed).using(self.kernels).at(state.step).fold("step")
+        with self.kernels.running(self.threads):
+            bus = wire(self, state, batch, key, train, variant, observe, ledger)
+            info = dict(self.rule.step(bus, batch))
+        for v in bus.views:
+            info |= {f"{name}/{v.spec.index}": value for name, value in v.reports.items()}
+        # A rule without a loss at the output is as good as its layers' own losses.
+        local = [value for name, value in info.items() if name.startswith("loss/")]
+        if "loss" not in info and local:
+            info["loss"] = sum(local) / len(local)
+        if ledger is not None:
+            counted = self._counted[program] = ledger
+        return info, counted
+
+    def predict(self, state: State, x: Any, by: str = "", rows: int = 1000) -> np.ndarray:
+        """Scores (N, C) for samples (N, *in); the best class has the highest score.
+
+        Parameters
+        ----------
+        by : str
+            One of the rule's `predictors`; default the first.
+        rows : int
+            Samples per sweep, a bound on memory.
+        """
+        by = by or self.rule.predictors[0]
+        if by not in self.rule.predictors:
+            raise SpecError(f"{by!r} is no way to predict here; known: {self.rule.predictors}.")
+        x = self._checked_x(x)
+        key = Key(state.seed).using(self.kernels).fold("predict")
+        with self.kernels.running(self.threads):
+            parts = [
+                self.rule.predict(Bus(self, state, None, key, False), x[i : i + rows], by)
+                for i in range(0, len(x), rows)
+            ]
+        return np.concatenate(parts)
+
+    # -- boundary checks -------------------------------------------------------------------------
+    def _checked_x(self, x: Any) -> np.ndarray:
+        x = np.asarray(x)
+        if x.ndim < 1 or x.shape[1:] != self.in_shape:
+            raise ShapeError(
+                f"samples need the shape {self.in_shape}; got an array of shape {x.shape}. Give "
+                f"one row per sample, as in training."
+            )
+        if not len(x):
+            raise DataError("there are no samples. Give at least one row.")
+        return np.ascontiguousarray(x, self.dtype)
+
+    def _checked_batch(self, batch: Batch) -> Batch:
+        x = self._checked_x(batch.x)
+        y = np.ascontiguousarray(batch.y, self.dtype)
+        if y.shape != (len(x), self.n_classes):
+            raise ShapeError(
+                f"labels need the shape {(len(x), self.n_classes)}, one-hot; got {y.shape}. "
+                f"Type for instance: np.eye({self.n_classes})[labels]"
+            )
+        weight = batch.weight
+        if weight is not None:
+            weight = np.asarray(weight, np.float64)
+            if weight.shape != (len(x),) or not (weight >= 0).all() or not weight.sum() > 0:
+                raise DataError(
+                    f"sample weights need {len(x)} numbers from 0 on, not all 0; got an array of "
+                    f"shape {weight.shape}."
+                )
+        return Batch(x, y, batch.side, weight)
+
+
+def default_optimizer(rule: Rule, **override: Any) -> Optimizer:
+    """The rule's default optimizer settings, some of them replaced.
+
+    Choosing another optimizer drops the defaults that belong to the rule's own.
+    """
+    settings = dict(rule.optimizer)
+    if override.get("name", settings["name"]) != settings["name"]:
+        settings = {}
+    settings |= override
+    return optimizer(settings.pop("name"), **settings)
+
+
+def _checked_dtype(dtype: str) -> str:
+    if dtype not in DTYPES:
+        raise SpecError(f"dtype needs one of {', '.join(DTYPES)}; got {dtype!r}.")
+    return dtype

@@ -1,0 +1,305 @@
+"""`CpuKernels`: the reference with its hot methods compiled by Numba.
+
+Each override allocates its outputs with NumPy (so that memory tools see them), hands them to a
+compiled loop, and leaves to the reference what the loop does not cover: other dtypes (complex
+states), other ranks, activations whose exp NumPy vectorises and Numba does not.
+
+Differences from the reference, relative to the size of the summed terms: products and row sums
+are reordered, so n-term sums differ by about sqrt(n) roundings; exp and log differ by an ulp or
+two; everything else has the same bits.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numba
+import numpy as np
+
+from fflearn import random
+from fflearn.kernels import compiled, draws
+from fflearn.kernels.blas import gemm
+from fflearn.kernels.reference import EPS, Array, Kernels, Product, _real, adam_scales
+from fflearn.kernels.threads import one_blas_thread
+
+_FUSED = {"identity": compiled.IDENTITY, "relu": compiled.RELU, "hardsigmoid": compiled.HARDSIGMOID}
+_GATED = _FUSED | {"tanh": compiled.TANH, "sigmoid": compiled.SIGMOID}
+_GOODNESS = {
+    "ssq": compiled.SSQ,
+    "neg_ssq": compiled.NEG_SSQ,
+    "msq": compiled.MSQ,
+    "l2": compiled.L2,
+    "lin": compiled.LIN,
+}
+
+
+def threading_layer() -> str:
+    """Numba's threading layer: "omp", "tbb" or "workqueue"; "not started" before the first use.
+
+    Numba falls back by itself where OpenMP is missing; its workqueue costs about 85 us a parallel
+    region where OpenMP costs 5, and does not change the bits.
+    """
+    try:
+        return numba.threading_layer()
+    except ValueError:
+        return "not started"
+
+
+class CpuKernels(Kernels):
+    """Numba kernels for float32 and float64; the same bits for any number of threads."""
+
+    name = "numba"
+
+    @contextmanager
+    def running(self, threads: int) -> Iterator[None]:
+        """Compiled loops use up to ``threads`` threads, BLAS one; both are restored at the end."""
+        before = numba.get_num_threads()
+        numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
+        try:
+            with one_blas_thread():
+                yield
+        finally:
+            numba.set_num_threads(before)
+
+    # ---- products ---------------------------------------------------------------------------
+    def matmul(self, a: Array, b: Array) -> Array:
+        if not _fast(a, b):
+            return super().matmul(a, b)
+        return _product(False, False, a, b, (a.shape[0], b.shape[1]))
+
+    def matmul_tn(self, a: Array, b: Array) -> Array:
+        if not _fast(a, b):
+            return super().matmul_tn(a, b)
+        return _product(True, False, a, b, (a.shape[1], b.shape[1]))
+
+    def matmul_nt(self, a: Array, b: Array) -> Array:
+        if not _fast(a, b):
+            return super().matmul_nt(a, b)
+        return _product(False, True, a, b, (a.shape[0], b.shape[0]))
+
+    def dense(
+        self, x: Array, W: Array, b: Array | None, act: str, noise: Array | None = None
+    ) -> tuple[Array, Array]:
+        shape = (len(x), W.shape[-1])
+        # A compiled loop reads what it is told to: shapes that do not fit go to NumPy, which
+        # broadcasts them or raises.
+        fits = (b is None or b.shape == shape[1:]) and (noise is None or noise.shape == shape)
+        if not fits or not _fast(x, W) or x.shape[1] != W.shape[0]:
+            return super().dense(x, W, b, act, noise)
+        a = np.empty(shape, x.dtype)
+        fused = _FUSED.get(act, compiled.IDENTITY)
+        y = a if fused == compiled.IDENTITY else np.empty_like(a)
+        bias = np.empty(0, a.dtype) if b is None else _plain(b, a.dtype)
+        extra = np.empty((0, 0), a.dtype) if noise is None else _plain(noise, a.dtype)
+        compiled.dense(_plain(x), _plain(W), bias, extra, a, y, fused)
+        return a, y if act in _FUSED else self.act(a, act)
+
+    def formed(self, g: Array | Product) -> Array:
+        if not isinstance(g, Product) or not _fast(g.x, g.da):
+            return super().formed(g)
+        return _product(True, False, g.x, g.da, (g.x.shape[1], g.da.shape[1]), 1 / float(g.n))
+
+    def colmean(self, da: Array, n: float) -> Array:
+        if not _fast(da):
+            return super().colmean(da, n)
+        out = np.empty(da.shape[1], da.dtype)
+        compiled.colmean(_plain(da), _real(n, da), out)
+        return out
+
+    # ---- rows -------------------------------------------------------------------------------
+    def act_vjp(self, dy: Array, a: Array, y: Array, kind: str) -> Array:
+        if kind == "identity" or kind not in _GATED or not _alike(dy, a, y):
+            return super().act_vjp(dy, a, y, kind)
+        da = np.empty(a.shape, a.dtype)
+        compiled.act_vjp(_flat(dy), _flat(a), _flat(y), da.reshape(-1), _GATED[kind])
+        return da
+
+    def normalize(self, x: Array, kind: str) -> Array:
+        if not _fast(x) or kind not in ("rms", "unit"):
+            return super().normalize(x, kind)
+        out = np.empty(x.shape, x.dtype)
+        compiled.normalize(_plain(x), _share(x, kind), _real(EPS, x), out)
+        return out
+
+    def normalize_vjp(self, dn: Array, x: Array, n: Array, kind: str) -> Array:
+        if not _fast(x) or not _alike(dn, x, n) or kind not in ("rms", "unit"):
+            return super().normalize_vjp(dn, x, n, kind)
+        out = np.empty(x.shape, x.dtype)
+        rows = _plain(dn), _plain(x), _plain(n)
+        compiled.normalize_vjp(*rows, _share(x, kind), _real(EPS, x), out)
+        return out
+
+    def softmax_ce(self, logits: Array, target: Array) -> tuple[Array, Array]:
+        if not _fast(logits) or not _alike(logits, target):
+            return super().softmax_ce(logits, target)
+        loss, error = np.empty(len(logits), logits.dtype), np.empty(logits.shape, logits.dtype)
+        compiled.softmax_ce(_plain(logits), _plain(target), loss, error)
+        return loss, error
+
+    def goodness(self, y: Array, kind: str) -> Array:
+        if not _fast(y) or kind not in _GOODNESS:
+            return super().goodness(y, kind)
+        out = np.empty(len(y), y.dtype)
+        compiled.goodness(_plain(y), _GOODNESS[kind], out)
+        return out
+
+    def goodness_vjp(self, dg: Array, y: Array, kind: str) -> Array:
+        if not _fast(y) or kind not in _GOODNESS or dg.shape != y.shape[:1]:
+            return super().goodness_vjp(dg, y, kind)
+        n = y.shape[1]
+        factor = {"ssq": 2.0, "neg_ssq": -2.0, "msq": 2.0 / n, "l2": 1.0, "lin": 1.0 / n}[kind]
+        out = np.empty(y.shape, y.dtype)
+        dg = _plain(dg, y.dtype)
+        compiled.goodness_vjp(dg, _plain(y), _GOODNESS[kind], _real(factor, y), out)
+        return out
+
+    def logistic(
+        self, g: Array, phase: Array, theta: float, temperature: float
+    ) -> tuple[Array, Array]:
+        if np.ndim(theta) or g.ndim != 1 or not _alike(g, phase):
+            return super().logistic(g, phase, theta, temperature)
+        loss, dg = np.empty(g.shape, g.dtype), np.empty(g.shape, g.dtype)
+        rows = _plain(g), _plain(phase)
+        compiled.logistic(*rows, _real(theta, g), _real(temperature, g), loss, dg)
+        return loss, dg
+
+    # ---- optimizers -------------------------------------------------------------------------
+    def sgd(
+        self,
+        w: Array,
+        g: Array | Product,
+        m: Array | None,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+    ) -> None:
+        product = isinstance(g, Product)
+        if not _updatable(w, g, m):
+            return super().sgd(w, g, m, lr, momentum, weight_decay)
+        lr, momentum, weight_decay = float(lr), float(momentum), float(weight_decay)
+        if product and m is None:
+            # The whole update is one product: no gradient is ever stored.
+            return _fold(g, w, -lr / g.n, 1 - lr * weight_decay)
+        if product:
+            # m becomes momentum m + g; then it is its own gradient, with only decay to add.
+            _fold(g, m, 1 / g.n, momentum)
+            g, momentum = m, 0.0
+        flat_m = np.empty(0, w.dtype) if m is None else m.reshape(-1)
+        numbers = (_real(value, w) for value in (lr, momentum, weight_decay))
+        compiled.sgd(w.reshape(-1), _flat(g, w.dtype), flat_m, *numbers)
+
+    def adam(
+        self,
+        w: Array,
+        g: Array | Product,
+        m: Array,
+        v: Array,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+        t: int,
+    ) -> None:
+        if not _updatable(w, g, m, v):
+            return super().adam(w, g, m, v, lr, beta1, beta2, eps, weight_decay, decoupled, t)
+        g = self.formed(g)
+        scale, root = adam_scales(lr, beta1, beta2, t)
+        keep = 1 - lr * weight_decay if decoupled else 1.0
+        decay = 0.0 if decoupled else weight_decay
+        numbers = keep, decay, 1 - beta1, beta2, 1 - beta2, scale, root, eps
+        flat = w.reshape(-1), _flat(g, w.dtype), m.reshape(-1), v.reshape(-1)
+        compiled.adam(*flat, *(_real(value, w) for value in numbers))
+
+    # ---- random numbers -----------------------------------------------------------------------
+    def random_words(self, static: int, step: int, n: int) -> Array:
+        return _draw(draws.words, static, step, n, np.uint32, 4)
+
+    def uniform(self, static: int, step: int, shape: random.Shape, dtype=np.float32) -> Array:
+        dtype = random.real(dtype)
+        return _draw(draws.uniform, static, step, shape, dtype, 16 // dtype.itemsize)
+
+    def normal(self, static: int, step: int, shape: random.Shape, dtype=np.float32) -> Array:
+        return _draw(draws.normal, static, step, shape, random.real(dtype), 4)
+
+
+def _draw(fill, static: int, step: int, shape: random.Shape, dtype, per_block: int) -> Array:
+    n = random.size(shape)
+    out = np.empty(-(-n // per_block) * per_block, dtype)
+    mask = 0xFFFFFFFF
+    halves = static & mask, static >> 32, step & mask, step >> 32
+    fill(*map(np.uint64, halves), out)
+    return out[:n].reshape(shape)
+
+
+def _fast(*arrays: Array) -> bool:
+    """Matrices with elements, all float32 or all float64."""
+    dtype = arrays[0].dtype
+    if dtype.char not in "fd":
+        return False
+    for a in arrays:  # a loop: all() over a generator takes twice as long, on every call
+        if a.ndim != 2 or a.dtype != dtype or a.size == 0:
+            return False
+    return True
+
+
+def _alike(*arrays: Array) -> bool:
+    """One shape and one dtype, float32 or float64, with elements."""
+    shape, dtype = arrays[0].shape, arrays[0].dtype
+    if dtype.char not in "fd" or 0 in shape:
+        return False
+    for a in arrays:
+        if a.dtype != dtype or a.shape != shape:
+            return False
+    return True
+
+
+def _updatable(w: Array, g: Array | Product, *buffers: Array | None) -> bool:
+    """w and its buffers can be updated through flat views, by a gradient that fits."""
+    if isinstance(g, Product):
+        shape = (g.x.shape[-1], g.da.shape[-1])
+        fits = _fast(w, g.x, g.da) and len(g.x) == len(g.da) and w.shape == shape
+    else:
+        fits = w.shape == g.shape
+    held = [w, *(m for m in buffers if m is not None)]
+    return fits and _alike(*held) and all(a.flags.c_contiguous for a in held)
+
+
+def _plain(a: Array, dtype: np.dtype | None = None) -> Array:
+    """The array, C-contiguous and of the one type that the loops are compiled for."""
+    a = np.ascontiguousarray(a, dtype)
+    if not a.flags.writeable:
+        # To Numba a read-only array is another type: every loop would be compiled once more for
+        # each argument that is a view of the state.  The loops write to their outputs only.
+        view = a.view()
+        try:
+            view.flags.writeable = True
+        except ValueError:  # memory that nobody may write (a mapped file): compile for it
+            return a
+        return view
+    return a
+
+
+def _flat(a: Array, dtype: np.dtype | None = None) -> Array:
+    return _plain(a, dtype).reshape(-1)
+
+
+def _share(x: Array, kind: str) -> np.floating:
+    """The c of r^2 = c sum(x^2)."""
+    return _real(1 / x.shape[1] if kind == "rms" else 1.0, x)
+
+
+def _product(
+    ta: bool, tb: bool, a: Array, b: Array, shape: tuple[int, int], alpha: float = 1.0
+) -> Array:
+    if a.shape[0 if ta else 1] != b.shape[1 if tb else 0]:
+        # BLAS would read past the end: NumPy's message is the one users know.
+        return (a.T if ta else a) @ (b.T if tb else b)
+    out = np.empty(shape, a.dtype)
+    gemm(ta, tb, _plain(a), _plain(b), out, _real(alpha, a), _real(0, a))
+    return out
+
+
+def _fold(g: Product, out: Array, alpha: float, beta: float) -> None:
+    """out = alpha x^T da + beta out."""
+    gemm(True, False, _plain(g.x), _plain(g.da), out, _real(alpha, out), _real(beta, out))

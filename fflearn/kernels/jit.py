@@ -1,0 +1,71 @@
+"""How every CPU kernel is compiled, and where the machine code is kept.
+
+Numba's cache notices an edit of the file a kernel is in, not of the files it calls into.  So the
+folder is named after a digest of all of them: any edit starts an empty cache.
+"""
+
+import functools
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numba
+
+_HERE = Path(__file__).resolve().parent
+
+
+def digest() -> str:
+    """Hash of the sources a compiled kernel can come from."""
+    h = hashlib.blake2b(digest_size=8)
+    for path in (*sorted(_HERE.glob("*.py")), _HERE.parent / "random.py"):
+        h.update(path.name.encode() + b"\0" + path.read_bytes())
+    return h.hexdigest()
+
+
+@functools.cache
+def cache_folder() -> Path:
+    """The folder for this version of the kernels, made if missing.
+
+    Under NUMBA_CACHE_DIR if the user set it, else FFLEARN_CACHE, else ~/.cache/fflearn; a private
+    temporary folder, removed at exit, where that cannot be written (Numba unpickles what it finds
+    there, so a folder that others could write to will not do).
+    """
+    root = numba.config.CACHE_DIR or os.environ.get("FFLEARN_CACHE") or "~/.cache/fflearn"
+    folder = Path(root).expanduser() / f"numba-{digest()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        folder = Path(_temporary().name)
+    return folder
+
+
+@functools.cache
+def _temporary() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="fflearn-numba-", ignore_cleanup_errors=True)
+
+
+def kernel(parallel: bool = False, reassociate: bool = False) -> Callable[[Callable], Callable]:
+    """Decorator: compile on first call, keep on disk, run without the GIL.
+
+    ``reassociate`` lets a row's sum be vectorised.  The order is then the compiler's, fixed for a
+    processor, the same for every run, row and number of threads.  No other freedom is given: an
+    elementwise kernel rounds exactly as the reference does (no fused multiply-add).
+    """
+
+    def compile_later(function: Callable) -> Callable:
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(cache_folder())
+        try:
+            return numba.njit(
+                cache=True,
+                nogil=True,
+                error_model="numpy",
+                parallel=parallel,
+                fastmath={"reassoc"} if reassociate else False,
+            )(function)
+        finally:
+            numba.config.CACHE_DIR = before
+
+    return compile_later

@@ -1,0 +1,345 @@
+"""The kernels in NumPy: the definition of every number a step computes.
+
+Rows come first: x (R, n_in), W (n_in, n_out), a, y, da (R, n_out).  ``da`` is the derivative of
+each row's own loss; the mean over rows is taken once, where a gradient is formed.  Outputs have
+the dtype of the inputs, float32 or float64.
+"""
+
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fflearn import random
+from fflearn.kernels.threads import one_blas_thread
+
+Array = NDArray
+
+ACTIVATIONS = ("relu", "tanh", "sigmoid", "hardsigmoid", "gelu", "identity")
+GOODNESS = ("ssq", "msq", "l2", "lin", "neg_ssq")
+NORMS = ("rms", "unit")
+EPS = 1e-8  # of `normalize`: below float32 resolution for any row that carries a signal
+
+
+class Product(NamedTuple):
+    """A weight gradient not yet formed: x^T da / n, so that an optimizer may fold it in.
+
+    Parameters
+    ----------
+    x : Array (R, n_in)
+    da : Array (R, n_out)
+    n : float
+        What to divide by: the number of samples, or the sum of their weights.
+    """
+
+    x: Array
+    da: Array
+    n: float
+
+
+class Kernels:
+    """Every kernel, in NumPy.  A backend subclasses this and overrides what it does better."""
+
+    name = "reference"
+
+    def running(self, threads: int) -> AbstractContextManager[None]:
+        """A context in which steps run; here it holds BLAS to one thread whatever is asked."""
+        return one_blas_thread()
+
+    # ---- products ---------------------------------------------------------------------------
+    def matmul(self, a: Array, b: Array) -> Array:
+        """a b: (R, K), (K, N) -> (R, N)."""
+        return a @ b
+
+    def matmul_tn(self, a: Array, b: Array) -> Array:
+        """a^T b: (R, M), (R, N) -> (M, N)."""
+        return a.T @ b
+
+    def matmul_nt(self, a: Array, b: Array) -> Array:
+        """a b^T: (R, K), (N, K) -> (R, N)."""
+        return a @ b.T
+
+    def dense(
+        self, x: Array, W: Array, b: Array | None, act: str, noise: Array | None = None
+    ) -> tuple[Array, Array]:
+        """a = x W + b + noise and y = act(a), both (R, n_out); y is a for the identity."""
+        a = self.matmul(x, W)
+        if b is not None:
+            a += b
+        if noise is not None:
+            a += noise
+        return a, self.act(a, act)
+
+    def formed(self, g: Array | Product) -> Array:
+        """The gradient as an array: x^T da / n of a `Product`; an array passes through."""
+        if not isinstance(g, Product):
+            return g
+        return self.matmul_tn(g.x, g.da) / _real(g.n, g.da)
+
+    def colmean(self, da: Array, n: float) -> Array:
+        """Sum of the rows over n: (R, n_out) -> (n_out,)."""
+        return da.sum(0) / _real(n, da)
+
+    # ---- activations ------------------------------------------------------------------------
+    def act(self, a: Array, kind: str) -> Array:
+        """y = act(a), elementwise; gelu is the exact a Phi(a)."""
+        if kind == "identity":
+            return a
+        if kind == "relu":
+            return np.maximum(a, 0)
+        if kind == "tanh":
+            return np.tanh(a)
+        if kind == "sigmoid":
+            return _sigmoid(a)
+        if kind == "hardsigmoid":
+            return np.clip(a, 0, 1)
+        if kind == "gelu":
+            return a * _normal_cdf(a)
+        raise ValueError(f"act needs one of {', '.join(ACTIVATIONS)}; got {kind!r}.")
+
+    def act_grad(self, a: Array, y: Array, kind: str) -> Array:
+        """act'(a), elementwise; 0 at the kinks of relu and hardsigmoid."""
+        if kind == "identity":
+            return np.ones_like(a)
+        if kind == "relu":
+            return (a > 0).astype(a.dtype)
+        if kind == "tanh":
+            return 1 - y * y
+        if kind == "sigmoid":
+            return y * (1 - y)
+        if kind == "hardsigmoid":
+            return ((a > 0) & (a < 1)).astype(a.dtype)
+        if kind == "gelu":
+            return _normal_cdf(a) + a * np.exp(-0.5 * a * a) * _real(1 / np.sqrt(2 * np.pi), a)
+        raise ValueError(f"act_grad needs one of {', '.join(ACTIVATIONS)}; got {kind!r}.")
+
+    def act_vjp(self, dy: Array, a: Array, y: Array, kind: str) -> Array:
+        """da = dy act'(a); dy itself for the identity."""
+        return dy if kind == "identity" else dy * self.act_grad(a, y, kind)
+
+    # ---- normalisation ----------------------------------------------------------------------
+    def normalize(self, x: Array, kind: str) -> Array:
+        """x / (r + eps) by row, eps = 1e-8: r is sqrt(mean x^2) for "rms", ||x|| for "unit"."""
+        return x / (_radius(x, kind) + _real(EPS, x))
+
+    def normalize_vjp(self, dn: Array, x: Array, n: Array, kind: str) -> Array:
+        """dx = dn / (r + eps) - n (c / r) sum(dn n), with r^2 = c sum(x^2); dn, x, n (R, N).
+
+        A row of zeros gets 0: the true derivative there is 1 / eps, which is finite but would
+        let one silent row swamp every other.
+        """
+        r = _radius(x, kind)
+        c = 1 / x.shape[-1] if kind == "rms" else 1.0
+        live = r > 0
+        r = np.where(live, r, 1)
+        along = (dn * n).sum(-1, keepdims=True) * (_real(c, x) / r)
+        return np.where(live, dn / (r + _real(EPS, x)) - n * along, 0)
+
+    def normalize_jvp(self, dx: Array, x: Array, n: Array, kind: str) -> Array:
+        """dn for a tangent dx: the Jacobian of `normalize` is symmetric, so this is its vjp."""
+        return self.normalize_vjp(dx, x, n, kind)
+
+    # ---- losses -----------------------------------------------------------------------------
+    def softmax(self, z: Array) -> Array:
+        """exp(z) / sum exp(z) over the last axis, shifted by the maximum."""
+        e = np.exp(z - z.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    def softmax_ce(self, logits: Array, target: Array) -> tuple[Array, Array]:
+        """Cross-entropy -sum target log softmax(logits), and softmax(logits) - target.
+
+        Parameters
+        ----------
+        logits, target : Array (R, C)
+            The rows of target sum to one (one-hot or soft).
+
+        Returns
+        -------
+        loss : Array (R,)
+        error : Array (R, C)
+            d loss / d logits, per row.
+        """
+        z = logits - logits.max(-1, keepdims=True)
+        e = np.exp(z)
+        total = e.sum(-1, keepdims=True)
+        return (target * (np.log(total) - z)).sum(-1), e / total - target
+
+    def mse(self, y: Array, target: Array) -> tuple[Array, Array]:
+        """1/2 sum (y - target)^2 (R,), and y - target (R, C)."""
+        error = y - target
+        return _real(0.5, y) * (error * error).sum(-1), error
+
+    def bce(self, logits: Array, target: Array) -> tuple[Array, Array]:
+        """Binary cross-entropy summed over classes (R,), and sigmoid(logits) - target (R, C)."""
+        loss = np.maximum(logits, 0) - logits * target + np.log1p(np.exp(-np.abs(logits)))
+        return loss.sum(-1), _sigmoid(logits) - target
+
+    def goodness(self, y: Array, kind: str) -> Array:
+        """Goodness of each row, (R, N) -> (R,).
+
+        "ssq" sum y^2, "neg_ssq" -sum y^2, "msq" mean y^2, "l2" ||y||, "lin" mean y.
+        """
+        if kind == "lin":
+            return y.mean(-1)
+        if kind == "msq":
+            return (y * y).mean(-1)
+        ssq = (y * y).sum(-1)
+        if kind == "ssq":
+            return ssq
+        if kind == "neg_ssq":
+            return -ssq
+        if kind == "l2":
+            return np.sqrt(ssq)
+        raise ValueError(f"goodness needs one of {', '.join(GOODNESS)}; got {kind!r}.")
+
+    def goodness_vjp(self, dg: Array, y: Array, kind: str) -> Array:
+        """dy (R, N) = dg (R,) d goodness / d y; 0 for "l2" where the norm is 0.
+
+        With respect to the activity y: the gate act'(a) is `act_vjp`'s work.
+        """
+        if kind == "lin":
+            return np.repeat((dg / _real(y.shape[-1], y))[:, None], y.shape[-1], 1)
+        if kind == "l2":
+            norm = self.goodness(y, "l2")
+            scale = np.where(norm > 0, dg / np.where(norm > 0, norm, 1), 0)
+        elif kind in ("ssq", "neg_ssq", "msq"):
+            factor = {"ssq": 2.0, "neg_ssq": -2.0, "msq": 2.0 / y.shape[-1]}[kind]
+            scale = dg * _real(factor, y)
+        else:
+            raise ValueError(f"goodness_vjp needs one of {', '.join(GOODNESS)}; got {kind!r}.")
+        return scale[:, None] * y
+
+    def logistic(
+        self, g: Array, phase: Array, theta: float, temperature: float
+    ) -> tuple[Array, Array]:
+        """softplus(u) with u = -phase (g - theta) / T, and its derivative by g; all (R,).
+
+        phase is +1 for rows whose goodness should exceed theta, -1 for the others.
+        """
+        slope = -phase / _real(temperature, g)
+        u = slope * (g - _real(theta, g))
+        return np.maximum(u, 0) + np.log1p(np.exp(-np.abs(u))), slope * _sigmoid(u)
+
+    # ---- optimizers (the only kernels that write in place) ------------------------------------
+    def sgd(
+        self,
+        w: Array,
+        g: Array | Product,
+        m: Array | None,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+    ) -> None:
+        """g += wd w;  m = momentum m + g;  w -= lr m, in place, as torch.optim.SGD.
+
+        m starts at zero; None (with momentum 0) keeps no buffer.
+        """
+        g = self.formed(g)
+        if weight_decay:
+            g = g + _real(weight_decay, w) * w
+        if m is not None:
+            m *= _real(momentum, w)
+            m += g
+            g = m
+        w -= _real(lr, w) * g
+
+    def adam(
+        self,
+        w: Array,
+        g: Array | Product,
+        m: Array,
+        v: Array,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+        t: int,
+    ) -> None:
+        """Adam, or AdamW if decoupled, in place, as torch.optim; t is the 1-based step.
+
+        m += (1 - beta1) (g - m);  v = beta2 v + (1 - beta2) g^2;
+        w -= lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps).
+        """
+        g = self.formed(g)
+        if weight_decay and decoupled:
+            w *= _real(1 - lr * weight_decay, w)
+        elif weight_decay:
+            g = g + _real(weight_decay, w) * w
+        m += _real(1 - beta1, w) * (g - m)
+        v *= _real(beta2, w)
+        v += _real(1 - beta2, w) * (g * g)
+        scale, root = adam_scales(lr, beta1, beta2, t)
+        w -= _real(scale, w) * (m / (np.sqrt(v) * _real(root, w) + _real(eps, w)))
+
+    # ---- random numbers and samples -----------------------------------------------------------
+    def random_words(self, static: int, step: int, n: int) -> Array:
+        """Philox words, uint32 (n,): see `fflearn.random.words`."""
+        return random.words(static, step, n)
+
+    def uniform(self, static: int, step: int, shape: random.Shape, dtype=np.float32) -> Array:
+        """Uniform numbers in [0, 1): see `fflearn.random.uniform`."""
+        return random.uniform(static, step, shape, dtype)
+
+    def normal(self, static: int, step: int, shape: random.Shape, dtype=np.float32) -> Array:
+        """Standard normal numbers: see `fflearn.random.normal`."""
+        return random.normal(static, step, shape, dtype)
+
+    def sample_wrong(self, y: Array, u: Array) -> Array:
+        """One-hot (B, C) of a class other than y's, uniform: (label + 1 + floor(u (C - 1))) % C.
+
+        y is one-hot (B, C) with C >= 2, u uniform in [0, 1) (B,).
+        """
+        c = y.shape[-1]
+        # u (C - 1) can round up to C - 1, which would be the true class: hence the minimum.
+        skip = np.minimum((u * (c - 1)).astype(np.int64), c - 2)
+        return _one_hot((y.argmax(-1) + 1 + skip) % c, y)
+
+    def sample_softmax_wrong(self, logits: Array, y: Array, u: Array) -> Array:
+        """One-hot (B, C) of a class drawn from softmax(logits) with y's class excluded.
+
+        Inverse of the cumulative sum at u (B,): the first class whose sum exceeds u times the
+        total.  Its own probability is then not 0, so it is never the true one.
+        """
+        z = logits.copy()
+        z[np.arange(len(z)), y.argmax(-1)] = -np.inf
+        cumulative = np.exp(z - z.max(-1, keepdims=True)).cumsum(-1)
+        above = cumulative > u[:, None] * cumulative[:, -1:]
+        # u < 1 times the total can still round to the total: then nothing is above it.
+        return _one_hot(np.where(above.any(-1), above.argmax(-1), z.argmax(-1)), y)
+
+
+def adam_scales(lr: float, beta1: float, beta2: float, t: int) -> tuple[float, float]:
+    """lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t), in float64."""
+    return lr / (1 - beta1**t), 1 / np.sqrt(1 - beta2**t)
+
+
+def _real(value: float, like: Array) -> np.floating:
+    # A float64 scalar would turn float32 arrays into float64 ones.
+    return like.dtype.type(value)
+
+
+def _one_hot(label: Array, like: Array) -> Array:
+    out = np.zeros_like(like)
+    out[np.arange(len(label)), label] = 1
+    return out
+
+
+def _sigmoid(a: Array) -> Array:
+    e = np.exp(-np.abs(a))  # never overflows
+    return np.where(a >= 0, 1, e) / (1 + e)
+
+
+def _normal_cdf(a: Array) -> Array:
+    from scipy.special import erfc  # 0.1 s to import, and only gelu needs it
+
+    return _real(0.5, a) * erfc(a * _real(-np.sqrt(0.5), a))
+
+
+def _radius(x: Array, kind: str) -> Array:
+    if kind not in NORMS:
+        raise ValueError(f"normalize needs one of {', '.join(NORMS)}; got {kind!r}.")
+    mean = np.mean if kind == "rms" else np.sum
+    return np.sqrt(mean(x * x, axis=-1, keepdims=True))

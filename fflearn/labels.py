@@ -1,0 +1,162 @@
+"""How a rule that learns from inputs alone shows labels to the network, right ones and wrong.
+
+Label embeddings write a one-hot label (B, C) into the input (B, *in); negatives choose labels
+that are never the true one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fflearn.base import Key, Shape
+from fflearn.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Write the label over the first C features; of an image, over its first C pixels.
+
+    All channels of a pixel get the same value.  Hinton (2022), arXiv:2212.13345, sec. 3.3.
+    """
+
+    strength: float = 1.0
+    name: ClassVar[str] = "overlay"
+
+    def shape(self, in_shape: Shape, n_classes: int) -> Shape:
+        """Shape of an embedded sample."""
+        if math.prod(in_shape[:2]) < n_classes:
+            raise SpecError(
+                f"the label embedding 'overlay' writes {n_classes} values over the input, which "
+                f"has only {math.prod(in_shape[:2])} places. Use label=append."
+            )
+        return in_shape
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        """(B, *in) and (B, C) -> (B, *in)."""
+        n, c = y.shape
+        pixels = x.reshape(n, -1, x.shape[-1] if x.ndim == 4 else 1)
+        value = np.broadcast_to((self.strength * y)[:, :, None], (n, c, pixels.shape[2]))
+        return np.concatenate([value, pixels[:, c:]], axis=1, dtype=x.dtype).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class Append:
+    """Append the label to the flattened input: (B, *in) -> (B, n_in + C)."""
+
+    strength: float = 1.0
+    name: ClassVar[str] = "append"
+
+    def shape(self, in_shape: Shape, n_classes: int) -> Shape:
+        """Shape of an embedded sample."""
+        return (math.prod(in_shape) + n_classes,)
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        """(B, *in) and (B, C) -> (B, n_in + C)."""
+        return np.concatenate([x.reshape(len(x), -1), self.strength * y], axis=1, dtype=x.dtype)
+
+
+@dataclass(frozen=True)
+class LabelChannel:
+    """Append one channel to an image: class c lights up the c-th of C bands of rows.
+
+    (B, H, W, channels) -> (B, H, W, channels + 1).  A fixed pattern; nothing is learned.
+    """
+
+    strength: float = 1.0
+    name: ClassVar[str] = "channel"
+
+    def shape(self, in_shape: Shape, n_classes: int) -> Shape:
+        """Shape of an embedded sample."""
+        if len(in_shape) != 3 or math.prod(in_shape[:2]) < n_classes:
+            raise SpecError(
+                f"the label embedding 'channel' needs images (H, W, channels) of at least "
+                f"{n_classes} pixels; got samples of shape {in_shape}. Use label=append."
+            )
+        return (*in_shape[:2], in_shape[2] + 1)
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        """(B, H, W, channels) and (B, C) -> (B, H, W, channels + 1)."""
+        (n, h, w, _), c = x.shape, y.shape[1]
+        band = np.arange(h * w) * c // (h * w)
+        plane = (self.strength * y)[:, band].reshape(n, h, w, 1)
+        return np.concatenate([x, plane], axis=3, dtype=x.dtype)
+
+
+EMBEDDINGS = {e.name: e for e in (Overlay, Append, LabelChannel)}
+
+
+def embedding(name: str, in_shape: Shape, n_classes: int, strength: float) -> Any:
+    """A label embedding by name.
+
+    "auto" overlays images that can spare the pixels (at least 16 per class) and appends
+    otherwise: writing over the features of a small or non-image input would destroy them.
+    """
+    if name == "auto":
+        image = len(in_shape) == 3 and math.prod(in_shape[:2]) >= 16 * n_classes
+        name = "overlay" if image else "append"
+    if name not in EMBEDDINGS:
+        known = ", ".join(["auto", *EMBEDDINGS])
+        raise SpecError(f"unknown label embedding {name!r}; known: {known}.")
+    return EMBEDDINGS[name](strength)
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """One label per sample, uniform over the wrong ones, drawn anew in every step."""
+
+    name: ClassVar[str] = "wrong"
+    needs_head: ClassVar[bool] = False
+
+    def per_sample(self, n_classes: int) -> int:
+        """How many negatives each sample gets."""
+        return 1
+
+    def __call__(self, k: Any, y: Any, logits: Any, key: Key) -> Any:
+        """True labels (B, C) one-hot -> wrong labels (r B, C) one-hot, in r blocks of B rows."""
+        return k.sample_wrong(y, key.uniform((len(y),), np.float64))
+
+
+@dataclass(frozen=True)
+class AllWrong:
+    """Every wrong label of every sample: C - 1 negatives each."""
+
+    name: ClassVar[str] = "all_wrong"
+    needs_head: ClassVar[bool] = False
+
+    def per_sample(self, n_classes: int) -> int:
+        """How many negatives each sample gets."""
+        return n_classes - 1
+
+    def __call__(self, k: Any, y: Any, logits: Any, key: Key) -> Any:
+        """True labels (B, C) one-hot -> all wrong labels (r B, C), in r blocks of B rows."""
+        return np.concatenate([np.roll(y, shift, axis=1) for shift in range(1, y.shape[1])])
+
+
+@dataclass(frozen=True)
+class Hard:
+    """One wrong label per sample, drawn from the softmax head's own belief in the wrong ones."""
+
+    name: ClassVar[str] = "hard"
+    needs_head: ClassVar[bool] = True
+
+    def per_sample(self, n_classes: int) -> int:
+        """How many negatives each sample gets."""
+        return 1
+
+    def __call__(self, k: Any, y: Any, logits: Any, key: Key) -> Any:
+        """True labels and logits under the neutral label, both (B, C) -> wrong labels (B, C)."""
+        return k.sample_softmax_wrong(logits, y, key.uniform((len(y),), np.float64))
+
+
+NEGATIVES = {n.name: n for n in (Wrong, AllWrong, Hard)}
+
+
+def negatives(name: str) -> Any:
+    """A way to draw negatives by name."""
+    if name not in NEGATIVES:
+        raise SpecError(f"unknown negatives {name!r}; known: {', '.join(NEGATIVES)}.")
+    return NEGATIVES[name]()

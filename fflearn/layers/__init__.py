@@ -1,0 +1,141 @@
+"""Layers: pure functions of parameters, one kind per file; the file's name is the kind's name.
+
+A layer holds sizes and names, never arrays.  Its derivatives are written by hand; nothing here
+is differentiated by a machine.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from importlib import import_module
+from typing import Any, ClassVar
+
+from fflearn.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Base of every layer: a core with parameters, then a pointwise activation.
+
+    ``a = core(x)`` is the pre-activation and ``y = act(a)`` the activity.  In all methods ``k``
+    is the table of kernels, ``p`` the parameters by name, ``t`` the `Trace` of a forward, and
+    ``da`` the per-sample d loss_i / d a of shape (B, *out).
+    """
+
+    kind: ClassVar[str]
+    weights: ClassVar[tuple[str, ...]] = ()  # parameters that are weight matrices
+    couples_samples: ClassVar[bool] = False  # one sample's output depends on the others
+    words: ClassVar[tuple[str, ...]] = ()  # fields that a spec string gives by position
+
+    @classmethod
+    def examples(cls) -> list[tuple[Layer, tuple[int, ...]]]:
+        """Layers of this kind with an input shape each, for the shared tests."""
+        raise NotImplementedError
+
+    @property
+    def linear(self) -> bool:
+        """Whether the core is linear in its input (relaxation rules need it)."""
+        raise NotImplementedError
+
+    def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Per-sample output shape; raises ShapeError where the input does not fit."""
+        raise NotImplementedError
+
+    def init(self, key: Any, in_shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
+        """Fresh parameters by name."""
+        raise NotImplementedError
+
+    def weight_std(self, in_shape: tuple[int, ...]) -> dict[str, float]:
+        """Standard deviation of the initial weight matrices, by name."""
+        raise NotImplementedError
+
+    def forward(self, k: Any, p: Mapping[str, Any], x: Any, env: Any, noise: Any = None) -> Any:
+        """(B, *in) -> Trace; ``noise`` (B, *out) is added to the pre-activation."""
+        raise NotImplementedError
+
+    def act(self, k: Any, a: Any) -> Any:
+        """(B, *out) -> (B, *out)."""
+        raise NotImplementedError
+
+    def act_vjp(self, k: Any, t: Any, dy: Any) -> Any:
+        """d loss/d y -> d loss/d a, both (B, *out)."""
+        raise NotImplementedError
+
+    def param_vjp(self, k: Any, t: Any, da: Any) -> dict[str, Any]:
+        """Batch-mean gradients by name; a weight's may be a `Product` not formed yet."""
+        raise NotImplementedError
+
+    def input_vjp(self, k: Any, t: Any, da: Any) -> Any:
+        """(B, *out) d loss/d a -> (B, *in) d loss/d x: transposes ``t.params``."""
+        raise NotImplementedError
+
+    def jvp(self, k: Any, t: Any, dx: Any, dp: Mapping[str, Any]) -> Any:
+        """Tangents of x (or None) and of the parameters -> (B, *out) tangent of y."""
+        raise NotImplementedError
+
+    def spec(self) -> str:
+        """The layer as `fflearn.network` reads it."""
+        parts = [self.kind]
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in self.words:
+                if f.default is MISSING or value != f.default:
+                    parts.append(str(value))
+            elif value != f.default:
+                parts.append(f"{f.name}={str(value).lower()}")
+        return " ".join(parts)
+
+
+def names() -> list[str]:
+    """Kinds of layers, found by listing this folder."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+
+
+@cache
+def load(kind: str) -> type[Layer]:
+    """The layer class of a kind."""
+    module = import_module(f"fflearn.layers.{kind}")
+    (found,) = (
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and issubclass(c, Layer) and c.__module__ == module.__name__
+    )
+    return found
+
+
+def from_words(kind: str, words: list[str]) -> Layer:
+    """``["512", "relu", "norm=rms"]`` -> the layer; raises SpecError."""
+    layer = load(kind)
+    by_name = {f.name: f for f in fields(layer)}
+    given: dict[str, Any] = {}
+    positions = list(layer.words)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            if not positions:
+                raise SpecError(
+                    f"{kind} takes {len(layer.words)} plain words {layer.words}; {word!r} is one "
+                    f"too many. Write options as name=value: {sorted(by_name)}."
+                )
+            name, value = positions.pop(0), word
+        if name not in by_name:
+            raise SpecError(f"{kind} has no option {name!r}; it has {sorted(by_name)}.")
+        given[name] = _typed(kind, name, value, by_name[name].type)
+    missing = [f.name for f in fields(layer) if f.default is MISSING and f.name not in given]
+    if missing:
+        raise SpecError(f"{kind} needs {missing[0]}. Type for instance: {kind} 512 relu")
+    return layer(**given)
+
+
+def _typed(kind: str, name: str, value: str, annotation: Any) -> Any:
+    kinds = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}.get}
+    try:
+        converted = kinds[str(annotation)](value)
+    except ValueError:
+        converted = None
+    if converted is None:
+        raise SpecError(f"{kind} needs {name} of type {annotation}; got {value!r}.")
+    return converted

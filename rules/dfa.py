@@ -1,0 +1,62 @@
+"""Direct feedback alignment."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fflearn.base import Batch, Channel, Key, LayerView, Params, Rule, Signals, Update
+
+
+@dataclass(frozen=True)
+class DFA(Rule):
+    """The output error reaches every hidden layer at once, through a fixed random matrix.
+
+        da_l = (e B_l) * act'(a_l),   B_l (C, n_l) fixed;   output layer: da_L = e
+
+    The entries of B_l are N(0, 1/(n_l C)), so that |e B_l| is |e| / sqrt(C) at every width.
+
+    Parameters
+    ----------
+    scale : float
+        Factor on B.
+    shared : bool
+        B_l is the first n_l columns of one matrix; otherwise each layer draws its own.
+
+    References
+    ----------
+    Nokland (2016), "Direct feedback alignment provides learning in deep neural networks",
+    arXiv:1609.01596, eq. 7.  Shared matrix: Launay, Poli, Krzakala (2019), "Principled training
+    of neural networks with direct feedback alignment", arXiv:1906.04554.
+    """
+
+    scale: float = 1.0
+    shared: bool = True
+
+    channels: ClassVar = frozenset({Channel.ERROR})
+    short: ClassVar = ("direct_feedback_alignment",)
+    citation: ClassVar = "Nokland (2016), arXiv:1609.01596"
+
+    def init(self, v: LayerView, key: Key, shared: Key) -> Params:
+        if v.is_output:
+            return {}
+        n, c = math.prod(v.out_shape), v.n_classes
+        source = shared if self.shared else key
+        # Drawn row by row, so that fewer units take the first rows of the same matrix.
+        rows = source.fold("B").normal((n, c), np.float64)
+        return {"B": self.scale / math.sqrt(n * c) * rows.T}
+
+    def step(self, bus: Any, batch: Batch) -> dict[str, Any]:
+        out = bus.readout(bus.forward(batch.x))
+        bus.update(error=out.error, top=out.error)
+        return {"loss": out.loss.mean()}
+
+    def update(self, v: LayerView, s: Signals) -> Update:
+        if v.is_output:
+            dy = s.top
+        else:
+            dy = v.k.matmul(s.error, v.aux["B"]).reshape(v.trace.y.shape)
+        return Update(v.param_vjp(v.trace, v.act_vjp(v.trace, dy)))

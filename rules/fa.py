@@ -1,0 +1,41 @@
+"""Feedback alignment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fflearn.base import Batch, Channel, Key, LayerView, Params, Rule, Signals, Update
+
+
+@dataclass(frozen=True)
+class FA(Rule):
+    """Backprop with fixed random matrices in place of the transposed weights.
+
+        da_l = dy_l * act'(a_l),   dy_{l-1} = da_l B_l^T,   B_l drawn as W_l, fixed
+
+    References
+    ----------
+    Lillicrap, Cownden, Tweed, Akerman (2016), "Random synaptic feedback weights support error
+    backpropagation for deep learning", Nature Communications 7, 13276.
+    """
+
+    channels: ClassVar = frozenset({Channel.FEEDBACK})
+    short: ClassVar = ("feedback_alignment",)
+    citation: ClassVar = "Lillicrap et al. (2016), Nat. Commun. 7, 13276"
+
+    def init(self, v: LayerView, key: Key, shared: Key) -> Params:
+        return {} if v.is_input else v.draw_weights(key.fold("B"))
+
+    def step(self, bus: Any, batch: Batch) -> dict[str, Any]:
+        out = bus.readout(bus.forward(batch.x))
+        bus.feedback(out.error)
+        bus.update()
+        return {"loss": out.loss.mean()}
+
+    def feedback(self, v: LayerView, dy: Any) -> Any:
+        v.state["da"] = da = v.act_vjp(v.trace, dy)
+        return None if v.is_input else v.input_vjp(v.trace, da, v.aux)
+
+    def update(self, v: LayerView, s: Signals) -> Update:
+        return Update(v.param_vjp(v.trace, v.state["da"]))
