@@ -32,7 +32,18 @@ _PUBLIC = {
     "rule": "fflearn.registry",
     "train": "fflearn.train",
 }
-__all__ = sorted(_PUBLIC)
+__all__ = [
+    "Batch",
+    "DataSet",
+    "Engine",
+    "Experiment",
+    "State",
+    "compare",
+    "load_data",
+    "network",
+    "rule",
+    "train",
+]
 
 
 def __getattr__(name: str) -> _Any:

@@ -79,7 +79,8 @@ class Engine:
         probes: Mapping[str, Callable[[LayerView, Update], float]] | None = None,
     ):
         self.rule, self.in_shape, self.n_classes = rule, tuple(in_shape), n_classes
-        self.net = rule.adapt(network(net))
+        self.given = network(net)
+        self.net = rule.adapt(self.given)
         self.kernels = backends.load(backend)
         self.dtype, self.threads, self.horizon = _checked_dtype(dtype), threads, horizon
         self.optimizer = optimizer or default_optimizer(rule)

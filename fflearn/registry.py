@@ -104,7 +104,21 @@ def _from_file(path: Path) -> type[Rule]:
         spec.loader.exec_module(module)
     except Exception as e:
         raise SpecError(f"the rule file {path} fails on import: {type(e).__name__}: {e}") from e
-    return _only_rule(module, str(path))
+    kind = _only_rule(module, str(path))
+    _FILES[kind] = str(path.resolve())
+    return kind
+
+
+_FILES: dict[type[Rule], str] = {}  # rules from outside the package, and their files
+
+
+def name_of(rule: Rule) -> str:
+    """The name or path under which `rule_class` finds a rule's class again."""
+    kind = type(rule)
+    if kind in _FILES:
+        return _FILES[kind]
+    outside = {e.load(): name for name, e in _entry_points().items()}
+    return outside.get(kind, kind.__module__.rpartition(".")[2])
 
 
 def _only_rule(module: Any, where: str) -> type[Rule]:

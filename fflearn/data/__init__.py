@@ -11,12 +11,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from fflearn.data import arrays, cifar, digits, idx, tables
 from fflearn.data.batches import Batches
 from fflearn.data.dataset import DataSet
 from fflearn.errors import DataError
 
-__all__ = ["Batches", "DataSet", "load", "load_data", "names"]
+__all__ = ["Batches", "DataSet", "load", "load_data", "load_samples", "names"]
 
 _NAMED: dict[str, Callable[[bool], DataSet]] = {
     "digits": lambda download: digits.load(),
@@ -82,6 +84,32 @@ def load(spec: str | os.PathLike | tuple | DataSet, *, download: bool = True) ->
             f"{path.absolute().parent}). Check the path."
         )
     return reader(path)
+
+
+def load_samples(path: str | os.PathLike, n_features: int) -> np.ndarray:
+    """Samples without labels, for prediction, from a .csv or .npz file.
+
+    Parameters
+    ----------
+    n_features : int
+        Columns that a table needs to have; a label column besides them is passed over.
+
+    Returns
+    -------
+    ndarray of float32, shape (N, *in)
+
+    Raises
+    ------
+    DataError
+    """
+    path = Path(path).expanduser()
+    if not path.is_file() or path.suffix.lower() not in _FILES:
+        raise DataError(
+            f"prediction needs an existing .csv or .npz file; got {str(path)!r}. Check the path."
+        )
+    if path.suffix.lower() == ".csv":
+        return tables.load_samples(path, n_features)
+    return arrays.load_samples(path)
 
 
 def _unknown(spec: str) -> DataError:

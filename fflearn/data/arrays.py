@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fflearn.data.dataset import DataSet, is_whole, pixels_to_unit, stratified
+from fflearn.data.dataset import DataSet, checked_features, is_whole, pixels_to_unit, stratified
 from fflearn.errors import DataError
 
 __all__ = ["from_arrays", "load"]
@@ -30,23 +30,52 @@ def load(path: Path) -> DataSet:
     DataError
         Not an .npz file, other names in it, or pickled objects, which could run code.
     """
+    found = _read(path, _WHOLE + _SPLIT)
+    for names in (_SPLIT, _WHOLE):
+        if set(names) <= set(found):
+            return from_arrays([found[name] for name in names], path.stem)
+    raise _lacks(path, f"{', '.join(_WHOLE)} or {', '.join(_SPLIT)}", found)
+
+
+def load_samples(path: Path) -> np.ndarray:
+    """The array x of an .npz file, as `from_arrays` prepares it for learning.
+
+    Raises
+    ------
+    DataError
+        As `load`.
+    """
+    found = _read(path, ("x",))
+    if "x" not in found:
+        raise _lacks(path, "x", found)
+    x, _ = _in_unit([found["x"]])
+    return checked_features(x[0], f"x of {path}")
+
+
+def _read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     try:
         # Opened here: np.load leaves a damaged zip file open.
         with path.open("rb") as f, np.load(f, allow_pickle=False) as archive:
-            present = list(archive)
-            found = {name: archive[name] for name in present if name in _WHOLE + _SPLIT}
+            return {name: archive[name] if name in names else None for name in archive}
     except _DAMAGED as error:
         raise DataError(
             f"an .npz data set needs a zip file of plain arrays; got {error} in {path}. "
             "Save it with numpy.savez(path, x=x, y=y), x and y of a numeric dtype."
         ) from error
-    for names in (_SPLIT, _WHOLE):
-        if set(names) <= set(found):
-            return from_arrays([found[name] for name in names], path.stem)
-    raise DataError(
-        f"an .npz data set needs the arrays {', '.join(_WHOLE)} or {', '.join(_SPLIT)}; got "
-        f"{', '.join(present) or 'none'} in {path}. Save it with numpy.savez(path, x=x, y=y)."
+
+
+def _lacks(path: Path, needed: str, found: dict[str, np.ndarray]) -> DataError:
+    return DataError(
+        f"an .npz data set needs the arrays {needed}; got {', '.join(found) or 'none'} in "
+        f"{path}. Save it with numpy.savez(path, x=x, y=y)."
     )
+
+
+def _in_unit(xs: list[np.ndarray]) -> tuple[list[np.ndarray], bool]:
+    """Images as bytes to [0, 1] and channels last, and whether they were such."""
+    if not all(getattr(x, "dtype", None) == np.uint8 and x.ndim >= 3 for x in xs):
+        return xs, False
+    return [pixels_to_unit(x[..., None] if x.ndim == 3 else x) for x in xs], True
 
 
 def from_arrays(arrays: Sequence, name: str = "arrays", notes: tuple[str, ...] = ()) -> DataSet:
@@ -68,8 +97,8 @@ def from_arrays(arrays: Sequence, name: str = "arrays", notes: tuple[str, ...] =
             f"in {name}. Type load((x, y))."
         )
     xs, ys = list(arrays[0::2]), [_as_labels(y) for y in arrays[1::2]]
-    if all(getattr(x, "dtype", None) == np.uint8 and x.ndim >= 3 for x in xs):
-        xs = [pixels_to_unit(x[..., None] if x.ndim == 3 else x) for x in xs]
+    xs, were_bytes = _in_unit(xs)
+    if were_bytes:
         notes = (*notes, "x: bytes divided by 255")
     ys, classes = _encode(ys, name)
     n_classes = len(classes)

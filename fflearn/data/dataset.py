@@ -10,7 +10,7 @@ import numpy as np
 from fflearn.errors import DataError
 from fflearn.random import Key
 
-__all__ = ["DataSet", "is_whole", "pixels_to_unit", "stratified"]
+__all__ = ["DataSet", "checked_features", "is_whole", "pixels_to_unit", "stratified"]
 
 # Every split is drawn from this constant, never from the seed of a run: all rules and all runs
 # see the same test samples, so their figures can be paired.
@@ -59,7 +59,7 @@ class DataSet:
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
-            x = _features(getattr(self, f"x_{part}"), f"x_{part} of {self.name}")
+            x = checked_features(getattr(self, f"x_{part}"), f"x_{part} of {self.name}")
             y = _labels(getattr(self, f"y_{part}"), f"y_{part} of {self.name}")
             if len(x) != len(y):
                 raise DataError(
@@ -209,7 +209,7 @@ def _numbers(value: object, where: str) -> np.ndarray:
     return array
 
 
-def _features(value: object, where: str) -> np.ndarray:
+def checked_features(value: object, where: str) -> np.ndarray:
     array = _numbers(value, where)
     if array.ndim < 2:
         raise DataError(

@@ -42,6 +42,10 @@ def _idx(*sums: tuple[str, str]) -> tuple[Official, ...]:
     return tuple(Official(f"{n}-ubyte.gz", *pair) for n, pair in zip(names, sums, strict=True))
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 _ALL = (
     Source(
         "mnist",
@@ -71,7 +75,7 @@ _ALL = (
             "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         ),
-        tuple("T-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot".split(",")),
+        _words("T-shirt trouser pullover dress coat sandal shirt sneaker bag ankle-boot"),
     ),
     Source(
         "kmnist",
@@ -85,13 +89,13 @@ _ALL = (
             "https://codh.rois.ac.jp/kmnist/dataset/kmnist/",
             "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
         ),
-        tuple("o ki su tsu na ha ma ya re wo".split()),
+        _words("o ki su tsu na ha ma ya re wo"),
     ),
     Source(
         "cifar10",
         (Official("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),),
         ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/"),
-        tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
+        _words("airplane automobile bird cat deer dog frog horse ship truck"),
     ),
 )
 

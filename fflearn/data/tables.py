@@ -10,7 +10,7 @@ from fflearn.data import arrays
 from fflearn.data.dataset import DataSet
 from fflearn.errors import DataError
 
-__all__ = ["load"]
+__all__ = ["load", "load_samples"]
 
 # Names a label column may have, the surest first: "y" may also be a coordinate.
 _LABEL_NAMES = ("label", "target", "class", "y")
@@ -32,6 +32,9 @@ def load(path: Path) -> DataSet:
         names its row and column), labels that are missing or fractional.
     """
     rows = _rows(path)
+    if len(rows[0][1]) < 2:
+        remedy = "Separate the cells by commas"
+        raise _wrong("a feature and a label column", "one column", path, remedy)
     header = _header(rows, path)
     label = next((header.index(n) for n in _LABEL_NAMES if n in header), len(rows[0][1]) - 1)
     samples = rows[1:] if header else rows
@@ -40,6 +43,29 @@ def load(path: Path) -> DataSet:
     x = np.stack([_features(row, label, header, path) for row in samples])
     y = _labels([(line, cells[label]) for line, cells in samples], path)
     return arrays.from_arrays((x, y), path.stem)
+
+
+def load_samples(path: Path, n_features: int) -> np.ndarray:
+    """Features alone, (N, n_features) float32, from a table with or without a label column.
+
+    Raises
+    ------
+    DataError
+        As `load`, or a table of another width.
+    """
+    rows = _rows(path)
+    header = _header(rows, path)
+    width = len(rows[0][1])
+    label = width  # past the last column: none
+    if width == n_features + 1:
+        label = next((header.index(n) for n in _LABEL_NAMES if n in header), width - 1)
+    elif width != n_features:
+        remedy = "Give the columns of the training data, in their order"
+        raise _wrong(f"{n_features} feature columns", str(width), path, remedy)
+    samples = rows[1:] if header else rows
+    if not samples:
+        raise _wrong("at least one row of data", "a header only", path, "Add the data")
+    return np.stack([_features(row, label, header, path) for row in samples])
 
 
 def _rows(path: Path) -> list[Row]:
@@ -54,9 +80,6 @@ def _rows(path: Path) -> list[Row]:
     if not rows:
         raise _wrong("at least one row", "an empty file", path, "Add the data")
     width = len(rows[0][1])
-    if width < 2:
-        remedy = "Separate the cells by commas"
-        raise _wrong("a feature and a label column", "one column", path, remedy)
     for line, cells in rows:
         if len(cells) != width:
             where = f"row {line} of {path}"

@@ -18,6 +18,7 @@ import numpy as np
 from fflearn import random
 from fflearn.kernels import compiled, draws
 from fflearn.kernels.blas import gemm
+from fflearn.kernels.jit import CONFIG
 from fflearn.kernels.reference import EPS, Array, Kernels, Product, _real, adam_scales
 from fflearn.kernels.threads import one_blas_thread
 
@@ -53,7 +54,7 @@ class CpuKernels(Kernels):
     def running(self, threads: int) -> Iterator[None]:
         """Compiled loops use up to ``threads`` threads, BLAS one; both are restored at the end."""
         before = numba.get_num_threads()
-        numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
+        numba.set_num_threads(max(1, min(threads, CONFIG.NUMBA_NUM_THREADS)))
         try:
             with one_blas_thread():
                 yield
@@ -172,14 +173,13 @@ class CpuKernels(Kernels):
         momentum: float,
         weight_decay: float,
     ) -> None:
-        product = isinstance(g, Product)
         if not _updatable(w, g, m):
             return super().sgd(w, g, m, lr, momentum, weight_decay)
         lr, momentum, weight_decay = float(lr), float(momentum), float(weight_decay)
-        if product and m is None:
-            # The whole update is one product: no gradient is ever stored.
-            return _fold(g, w, -lr / g.n, 1 - lr * weight_decay)
-        if product:
+        if isinstance(g, Product):
+            if m is None:
+                # The whole update is one product: no gradient is ever stored.
+                return _fold(g, w, -lr / g.n, 1 - lr * weight_decay)
             # m becomes momentum m + g; then it is its own gradient, with only decay to add.
             _fold(g, m, 1 / g.n, momentum)
             g, momentum = m, 0.0
@@ -203,12 +203,12 @@ class CpuKernels(Kernels):
     ) -> None:
         if not _updatable(w, g, m, v):
             return super().adam(w, g, m, v, lr, beta1, beta2, eps, weight_decay, decoupled, t)
-        g = self.formed(g)
+        d = self.formed(g)
         scale, root = adam_scales(lr, beta1, beta2, t)
         keep = 1 - lr * weight_decay if decoupled else 1.0
         decay = 0.0 if decoupled else weight_decay
         numbers = keep, decay, 1 - beta1, beta2, 1 - beta2, scale, root, eps
-        flat = w.reshape(-1), _flat(g, w.dtype), m.reshape(-1), v.reshape(-1)
+        flat = w.reshape(-1), _flat(d, w.dtype), m.reshape(-1), v.reshape(-1)
         compiled.adam(*flat, *(_real(value, w) for value in numbers))
 
     # ---- random numbers -----------------------------------------------------------------------

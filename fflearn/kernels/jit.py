@@ -10,10 +10,12 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numba
 
 _HERE = Path(__file__).resolve().parent
+CONFIG: Any = numba.config  # its settings are made at run time: invisible to a type checker
 
 
 def digest() -> str:
@@ -32,7 +34,7 @@ def cache_folder() -> Path:
     temporary folder, removed at exit, where that cannot be written (Numba unpickles what it finds
     there, so a folder that others could write to will not do).
     """
-    root = numba.config.CACHE_DIR or os.environ.get("FFLEARN_CACHE") or "~/.cache/fflearn"
+    root = CONFIG.CACHE_DIR or os.environ.get("FFLEARN_CACHE") or "~/.cache/fflearn"
     folder = Path(root).expanduser() / f"numba-{digest()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +58,7 @@ def kernel(parallel: bool = False, reassociate: bool = False) -> Callable[[Calla
     """
 
     def compile_later(function: Callable) -> Callable:
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(cache_folder())
+        before, CONFIG.CACHE_DIR = CONFIG.CACHE_DIR, str(cache_folder())
         try:
             return numba.njit(
                 cache=True,
@@ -66,6 +68,6 @@ def kernel(parallel: bool = False, reassociate: bool = False) -> Callable[[Calla
                 fastmath={"reassoc"} if reassociate else False,
             )(function)
         finally:
-            numba.config.CACHE_DIR = before
+            CONFIG.CACHE_DIR = before
 
     return compile_later

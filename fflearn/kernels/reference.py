@@ -235,14 +235,14 @@ class Kernels:
 
         m starts at zero; None (with momentum 0) keeps no buffer.
         """
-        g = self.formed(g)
+        d = self.formed(g)
         if weight_decay:
-            g = g + _real(weight_decay, w) * w
+            d = d + _real(weight_decay, w) * w
         if m is not None:
             m *= _real(momentum, w)
-            m += g
-            g = m
-        w -= _real(lr, w) * g
+            m += d
+            d = m
+        w -= _real(lr, w) * d
 
     def adam(
         self,
@@ -263,14 +263,14 @@ class Kernels:
         m += (1 - beta1) (g - m);  v = beta2 v + (1 - beta2) g^2;
         w -= lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps).
         """
-        g = self.formed(g)
+        d = self.formed(g)
         if weight_decay and decoupled:
             w *= _real(1 - lr * weight_decay, w)
         elif weight_decay:
-            g = g + _real(weight_decay, w) * w
-        m += _real(1 - beta1, w) * (g - m)
+            d = d + _real(weight_decay, w) * w
+        m += _real(1 - beta1, w) * (d - m)
         v *= _real(beta2, w)
-        v += _real(1 - beta2, w) * (g * g)
+        v += _real(1 - beta2, w) * (d * d)
         scale, root = adam_scales(lr, beta1, beta2, t)
         w -= _real(scale, w) * (m / (np.sqrt(v) * _real(root, w) + _real(eps, w)))
 

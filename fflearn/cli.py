@@ -1,0 +1,282 @@
+"""The command line: ``fflearn compare | train | predict | rules | check | doctor``.
+
+Every mistake a user can make ends in one line on stderr and exit code 2, before training starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fflearn import __version__
+from fflearn.errors import DivergenceError, FFLearnError, SpecError
+
+# Options of `compare` that are fields of the Experiment: flag, field, how to read it, help.
+FIELDS: tuple[tuple[str, str, str, str], ...] = (
+    ("--data", "data", "text", "digits, mnist, fashion-mnist, kmnist, cifar10, a .csv or .npz"),
+    ("--net", "net", "text", 'e.g. "dense 512 relu | dense 10"'),
+    ("--epochs", "epochs", "whole", "passes over the training part"),
+    ("--batch-size", "batch_size", "whole", "samples per step"),
+    ("--objective", "objective", "text", "softmax_cross_entropy, mse, binary_cross_entropy"),
+    ("--lr", "lr", "number", "learning rate of every rule (default: each rule's own)"),
+    ("--optimizer", "optimizer", "text", "sgd, adam or adamw"),
+    ("--momentum", "momentum", "number", "of sgd"),
+    ("--weight-decay", "weight_decay", "numbers", "one number, or one per epoch: 0.03,1e-4"),
+    ("--schedule", "schedule", "text", "constant, cosine, halves, step:20,30:0.5"),
+    ("--patience", "patience", "whole", "stop early after so many epochs without improvement"),
+    ("--backend", "backend", "text", "numba, reference or cuda"),
+    ("--dtype", "dtype", "text", "float32 or float64"),
+    ("--threads", "threads", "whole", "threads of the kernels; results do not depend on it"),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        """argparse's mistakes in our form: one line, exit code 2."""
+        raise SpecError(f"{message}. Type {self.prog} --help for the options.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 (a check failed), 2 (a mistake)."""
+    try:
+        args = _parser().parse_args(argv)
+        return args.run(args)
+    except FFLearnError as e:
+        code = 1 if isinstance(e, DivergenceError) else 2
+        print(f"fflearn: {' '.join(str(e).split())}", file=sys.stderr)
+        return code
+    except KeyboardInterrupt:
+        print("fflearn: stopped; the same command with the same --out goes on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0  # the reader of our output went away, e.g. `| head`
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="fflearn", description="Train neural networks without backpropagation."
+    )
+    parser.add_argument("--version", action="version", version=f"fflearn {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    _compare_options(commands.add_parser("compare", help="train several rules, print one table"))
+    _train_options(commands.add_parser("train", help="train one rule, keep its network"))
+
+    predict = commands.add_parser("predict", help="labels and scores for new samples")
+    predict.add_argument("checkpoint", help="final.safetensors of a training run")
+    predict.add_argument("file", help=".csv or .npz with the samples")
+    predict.add_argument("--by", default="", help="how to predict, where the rule has a choice")
+    predict.add_argument("--out", help="CSV file to write (default: standard output)")
+    predict.set_defaults(run=_predict)
+
+    rules = commands.add_parser("rules", help="list the learning rules")
+    rules.add_argument("--json", action="store_true", help="everything, as JSON")
+    rules.set_defaults(run=_rules)
+
+    check = commands.add_parser("check", help="put a rule through the shared tests")
+    check.add_argument("rule", help="name of a rule, or path of a file with one")
+    check.set_defaults(run=_check)
+
+    doctor = commands.add_parser("doctor", help="what this machine can run, and what is missing")
+    doctor.add_argument("--json", action="store_true", help="as JSON")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_fields(parser: argparse.ArgumentParser) -> None:
+    for flag, field, kind, text in FIELDS:
+        parser.add_argument(flag, dest=field, type=_READERS[kind], help=text)
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        type=_setting,
+        metavar="RULE.PARAM=VALUE",
+        help="a parameter or optimizer setting of one rule; may be repeated",
+    )
+    parser.add_argument("--out", help="folder for the results")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?", help="a TOML file with any of the options below")
+    parser.add_argument("--name", help="names the output folder (default: the data's name)")
+    parser.add_argument("--rules", type=_rules_list, help='e.g. "dfa,ff[negatives=hard]"')
+    parser.add_argument("--seeds", type=_seeds, help="how many (3) or which (0,5,7)")
+    parser.add_argument("--tune", type=_whole, help="learning rates to try per rule")
+    parser.add_argument(
+        "--adapted",
+        action="store_true",
+        default=None,
+        help="also run backprop on each network that a rule adapted",
+    )
+    parser.add_argument("--jobs", type=_whole, default=1, help="runs at the same time")
+    _add_fields(parser)
+    parser.set_defaults(run=_compare)
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rule", required=True, help='e.g. dfa or "ff[negatives=hard]"')
+    parser.add_argument("--seed", type=_whole, default=0)
+    _add_fields(parser)
+    parser.set_defaults(run=_train)
+
+
+# -- commands ----------------------------------------------------------------------------------------
+def _given(args: argparse.Namespace, *more: str) -> dict[str, Any]:
+    names = [field for _, field, _, _ in FIELDS] + list(more)
+    given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    if args.settings:
+        given["settings"] = dict(args.settings)
+    return given
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from fflearn.compare import compare, default_folder, table
+    from fflearn.experiment import Experiment
+
+    given = _given(args, "name", "rules", "seeds", "tune", "adapted")
+    base = Experiment.load(args.recipe) if args.recipe else None
+    if base is not None:
+        settings = {**base.settings, **given.pop("settings", {})}
+        kept = {n: getattr(base, n) for n in base.__dataclass_fields__}
+        given = {**kept, **given, "settings": settings}
+    experiment = Experiment.of("the command line", given)
+    out = Path(args.out) if args.out else default_folder(experiment)
+    records = compare(experiment, out=out, jobs=args.jobs, quiet=args.quiet)
+    print(table(records))
+    print(f"records: {out / 'records'}")
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from fflearn.compare import engine_for
+    from fflearn.data import load
+    from fflearn.experiment import Experiment
+    from fflearn.train import FINAL, accuracy, fit
+
+    given = _given(args) | {"rules": (args.rule,), "seeds": (args.seed,)}
+    experiment = Experiment.of("the command line", given)
+    data = load(experiment.data)
+    (run,) = experiment.resolved(data.n_classes).runs()
+    out = Path(args.out or f"runs/{experiment.name}-{run.slug(data.sha256)}")
+    was_there = (out / FINAL).exists()
+    engine = engine_for(run, data)
+    done = fit(
+        engine,
+        data,
+        epochs=experiment.epochs,
+        batch_size=experiment.batch_size,
+        seed=args.seed,
+        patience=experiment.patience,
+        out=out,
+        quiet=args.quiet,
+        label=run.label,
+    )
+    found = {
+        by: accuracy(engine, done.state, data.x_test, data.y_test, by)
+        for by in engine.rule.predictors
+    }
+    shown = ", ".join(f"{by} {a:.4f}" for by, a in found.items())
+    print(f"{'already finished' if was_there else 'finished'}: {out / FINAL}")
+    print(f"{run.label} on {data.name}, {done.epoch} epochs, test accuracy by {shown}")
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from fflearn.predict import predict_file
+
+    text = predict_file(args.checkpoint, args.file, args.by)
+    if args.out:
+        from fflearn.state import write_atomically
+
+        write_atomically(Path(args.out), text.encode())
+        print(f"written: {args.out}")
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+def _rules(args: argparse.Namespace) -> int:
+    from fflearn import reference, registry
+
+    found = [registry.describe(n) for n in registry.names()] + [reference.describe()]
+    if args.json:
+        print(json.dumps(found, indent=1, default=str))
+        return 0
+    for r in found:
+        reads = ", ".join(r["channels"]) or "nothing"
+        print(f"{r['name']:<18} {r['summary']}")
+        print(f"{'':<18} crosses layers: {reads}; weight transport: {r['weight_transport']}")
+        print(f"{'':<18} {r['citation']}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from fflearn.locality import check
+
+    results = check(args.rule)
+    for name, verdict in results:
+        print(f"{'ok  ' if verdict == 'ok' else 'FAIL'}  {name}{'' if verdict == 'ok' else ': ' + verdict}")
+    failed = sum(verdict != "ok" for _, verdict in results)
+    print(f"{len(results) - failed} of {len(results)} checks passed")
+    return 1 if failed else 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from fflearn.doctor import examine, shown
+
+    found = examine()
+    print(json.dumps(found, indent=1) if args.json else shown(found))
+    return 0
+
+
+# -- reading options ---------------------------------------------------------------------------------
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"needs a whole number; got {text!r}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"needs a number; got {text!r}") from None
+
+
+def _numbers(text: str) -> float | tuple[float, ...]:
+    found = tuple(_number(part) for part in text.split(","))
+    return found[0] if len(found) == 1 else found
+
+
+def _seeds(text: str) -> int | tuple[int, ...]:
+    found = tuple(_whole(part) for part in text.split(",") if part)
+    return found[0] if len(found) == 1 and "," not in text else found
+
+
+def _rules_list(text: str) -> tuple[str, ...]:
+    from fflearn.registry import split_list
+
+    return tuple(split_list(text))
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    from fflearn.registry import literal
+
+    name, equals, value = text.partition("=")
+    if not equals or "." not in name:
+        raise argparse.ArgumentTypeError(f"needs RULE.PARAM=VALUE; got {text!r}")
+    return name.strip(), literal(value.strip())
+
+
+_READERS: dict[str, Any] = {
+    "text": str,
+    "whole": _whole,
+    "number": _number,
+    "numbers": _numbers,
+}

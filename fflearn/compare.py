@@ -1,0 +1,284 @@
+"""Run an experiment: one record per rule and seed, and one table of them all."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fflearn import registry
+from fflearn.base import Channel
+from fflearn.data import DataSet
+from fflearn.data import load as load_data
+from fflearn.errors import SpecError
+from fflearn.experiment import Experiment, Run
+from fflearn.fingerprint import fingerprint, versions
+from fflearn.state import write_atomically
+from fflearn.train import Progress, accuracy, fit, make_engine
+
+Record = dict[str, Any]
+
+# Learning rates to try, as factors of the given one: outward, so that few trials stay near it.
+TRIALS = (1.0, 3.0, 0.3, 10.0, 0.1, 30.0, 0.03, 100.0, 0.01)
+
+
+def compare(
+    experiment: Experiment | str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    jobs: int = 1,
+    quiet: bool = True,
+    **changes: Any,
+) -> list[Record]:
+    """Train several rules on one data set and return a record of each run.
+
+    Parameters
+    ----------
+    experiment : Experiment or path of a TOML file, optional
+        Default: the digits, every rule that can run here, three seeds.
+    out : path, optional
+        Where the resolved experiment and ``records/*.json`` go; finished records found there
+        are taken as they are.  Default: nothing is written.
+    jobs : int
+        Runs at the same time.  With more than one, times disturb each other.
+    quiet : bool
+        False shows progress bars.
+    **changes
+        Fields of the Experiment to replace.
+
+    Returns
+    -------
+    list of dict
+        In the order of the rules, then of the seeds; `table` prints them.
+
+    Raises
+    ------
+    SpecError, ShapeError, DataError
+        Before anything is trained.
+
+    Examples
+    --------
+    >>> import fflearn
+    >>> records = fflearn.compare(rules=["dfa"], seeds=[0], epochs=1, net="dense 8 relu | dense 10")
+    >>> records[0]["channels_declared"]
+    ['error']
+    """
+    if isinstance(experiment, (str, Path)):
+        experiment = Experiment.load(experiment)
+    experiment = experiment or Experiment()
+    if changes:
+        given = {n: getattr(experiment, n) for n in experiment.__dataclass_fields__}
+        experiment = Experiment.of("compare", given | changes)
+    data = load_data(experiment.data)
+    experiment = experiment.resolved(data.n_classes)
+    runs = experiment.runs()
+    for run in runs:  # every mistake shows before the first step of training
+        engine_for(run, data)
+    folder = Path(out) if out is not None else None
+    if folder is not None:
+        write_atomically(folder / "experiment.toml", experiment.dump().encode())
+    if jobs == 1:
+        return [record_of(run, data, folder, quiet) for run in runs]
+    from joblib import Parallel, delayed
+
+    work = (delayed(record_of)(run, data, folder, True) for run in runs)
+    return list(Parallel(n_jobs=jobs, verbose=0 if quiet else 5)(work))
+
+
+def engine_for(run: Run, data: DataSet, factor: float = 1.0) -> Any:
+    """The engine of a run, its learning rate times ``factor``."""
+    e, chosen = run.experiment, run.optimizer()
+    return make_engine(
+        run.variant,
+        e.net,
+        data.in_shape,
+        data.n_classes,
+        optimizer=replace(chosen, lr=chosen.lr * factor),
+        objective=e.objective,
+        backend=e.backend,
+        dtype=e.dtype,
+        threads=e.threads,
+    )
+
+
+def record_of(run: Run, data: DataSet, folder: Path | None, quiet: bool) -> Record:
+    """The record of one run: found finished in ``folder``, or made now."""
+    slug = run.slug(data.sha256)
+    path = folder / "records" / f"{slug}.json" if folder is not None else None
+    if path is not None and path.is_file():
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            pass  # damaged by something else than us (records are written whole): make it anew
+    factor, trials = _tuned(run, data, quiet) if run.experiment.tune > 1 else (1.0, [])
+    e = run.experiment
+    progress = fit(
+        engine_for(run, data, factor),
+        data,
+        epochs=e.epochs,
+        batch_size=e.batch_size,
+        seed=run.seed,
+        patience=e.patience,
+        evaluate_every=e.evaluate_every,
+        out=folder / "checkpoints" / slug if folder is not None else None,
+        save_every_seconds=20.0,
+        quiet=quiet,
+        label=f"{run.label} seed {run.seed}",
+    )
+    record = _record(run, data, progress, trials)
+    if path is not None:
+        write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+    return record
+
+
+def _tuned(run: Run, data: DataSet, quiet: bool) -> tuple[float, list[dict[str, float]]]:
+    """The best learning-rate factor on the validation set, and what was tried.
+
+    Every rule gets the same factors and the same budget, and the first seed of the experiment.
+    """
+    inner, _ = data.split_validation()
+    e, trials = run.experiment, []
+    for factor in TRIALS[: e.tune]:
+        engine = engine_for(run, data, factor)
+        label = f"{run.label} lr {engine.optimizer.lr:.3g}"
+        try:
+            found = fit(
+                engine,
+                inner,
+                epochs=e.epochs,
+                batch_size=e.batch_size,
+                seed=e.seeds[0],
+                evaluate_every=e.epochs,
+                quiet=quiet,
+                label=label,
+            ).best[0]
+        except ArithmeticError:
+            found = 0.0  # a learning rate that diverges is a bad one, not an error
+        trials.append({"factor": factor, "lr": engine.optimizer.lr, "accuracy": found})
+    return max(trials, key=lambda t: t["accuracy"])["factor"], trials
+
+
+def _record(
+    run: Run, data: DataSet, progress: Progress, trials: list[dict[str, float]]
+) -> Record:
+    engine, state, e = progress.engine, progress.state, run.experiment
+    by = {p: accuracy(engine, state, data.x_test, data.y_test, p) for p in engine.rule.predictors}
+    channels = sorted(engine.rule.channels, key=list(Channel).index)
+    transport = [c.transport for c in channels if c.transport != "no"]
+    return {
+        "rule": run.variant.name,
+        "label": run.label,
+        "kind": "reference" if run.variant.name == registry.REFERENCE else "rule",
+        "seed": run.seed,
+        "data": data.name,
+        "data_sha256": data.sha256,
+        "data_notes": list(data.notes),
+        "net": e.net,
+        "net_as_trained": engine.net.spec(),
+        "epochs": progress.epoch,
+        "samples_seen": progress.epoch * len(progress.data.x_train),
+        "test_n": len(data.y_test),
+        "test_accuracy": next(iter(by.values())),
+        "accuracies": by,
+        "train_seconds": progress.train_seconds,
+        "compile_seconds": progress.compile_seconds,
+        "peak_learning_bytes": progress.ledger.peak_bytes,
+        "optimizer_bytes": sum(a.nbytes for slots in state.opt for a in slots.values()),
+        "channels_declared": [c.value for c in channels],
+        "floats_per_sample": progress.ledger.per_sample(),
+        "forward_passes": progress.ledger.forward_passes,
+        "weight_transport": transport[-1] if transport else "no",
+        "optimizer": engine.optimizer.settings(),
+        "trials": trials,
+        "spec": run.spec(),
+        "versions": versions(),
+        "fingerprint": fingerprint(e.backend, e.dtype, e.threads),
+        "curves": progress.curves,
+    }
+
+
+def default_folder(experiment: Experiment) -> Path:
+    """``runs/<date>-<name>``."""
+    return Path("runs") / f"{datetime.now(UTC).astimezone():%Y-%m-%d}-{experiment.name}"
+
+
+# -- the table ---------------------------------------------------------------------------------------
+HEAD = (
+    "rule",
+    "test accuracy",
+    "train s",
+    "peak MB",
+    "floats across layers / sample",
+    "forward",
+    "transport",
+)
+
+
+def table(records: Iterable[Mapping[str, Any]]) -> str:
+    """One row per rule: mean over seeds, and the spread of the accuracy."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for r in records:
+        groups.setdefault(r["label"], []).append(r)
+    if not groups:
+        raise SpecError("there are no records to show.")
+    rows = [HEAD, *(_row(label, found) for label, found in groups.items())]
+    width = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+    left = {0, 4, 6}
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i in left else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, width))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * w for w in width))
+    return "\n".join([*lines, "", *_notes(groups)])
+
+
+def _row(label: str, found: list[Mapping[str, Any]]) -> tuple[str, ...]:
+    first = found[0]
+    floats = first["floats_per_sample"]
+    order = ["activity", *(c.value for c in Channel)]
+    crossed = " + ".join(f"{floats[c]:.6g} {c}" for c in order if c in floats)
+    return (
+        label,
+        _spread([r["test_accuracy"] for r in found]),
+        f"{statistics.mean(r['train_seconds'] for r in found):.2f}",
+        f"{max(r['peak_learning_bytes'] for r in found) / 1e6:.3f}",
+        crossed or "none",
+        f"{first['forward_passes']:.3g}",
+        first["weight_transport"],
+    )
+
+
+def _spread(values: list[float]) -> str:
+    mean = statistics.mean(values)
+    return f"{mean:.4f}" if len(values) < 2 else f"{mean:.4f} ± {statistics.stdev(values):.4f}"
+
+
+def _notes(groups: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
+    first = next(iter(groups.values()))[0]
+    seeds = sorted({r["seed"] for found in groups.values() for r in found})
+    many = "±: standard deviation over seeds. " if len(seeds) > 1 else ""
+    notes = [
+        f"{first['data']}, {first['test_n']} test samples, seeds {', '.join(map(str, seeds))}. "
+        f"{many}Train s: training steps alone, {first['fingerprint']['threads']} thread(s). "
+        f"Peak MB: arrays kept alive for learning.",
+        f"net: {first['net']}",
+    ]
+    for label, found in groups.items():
+        r = found[0]
+        if r["net_as_trained"] != r["net"]:
+            notes.append(f"net as trained by {label}: {r['net_as_trained']}")
+        others = {n: a for n, a in r["accuracies"].items() if len(r["accuracies"]) > 1}
+        for by in others:
+            values = [q["accuracies"][by] for q in found]
+            notes.append(f"{label}, predicting by {by}: {_spread(values)}")
+        if r["trials"]:
+            lrs = ", ".join(f"{q['optimizer']['lr']:.3g}" for q in found)
+            notes.append(f"{label}: learning rate chosen on the validation set: {lrs}")
+    return notes

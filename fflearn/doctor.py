@@ -1,0 +1,60 @@
+"""What this machine can run, and what to install for the rest."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from fflearn import kernels
+from fflearn.data import fetch
+from fflearn.errors import FFLearnError
+from fflearn.fingerprint import machine, versions
+
+EXTRAS = {  # extra -> (module that shows it is there, what it is for)
+    "torch": ("torch", "the reference path, rule 'torch'"),
+    "gpu": ("cupy", "the backend 'cuda'"),
+    "data": ("pooch", "downloading MNIST, Fashion-MNIST, KMNIST and CIFAR-10"),
+    "test": ("pytest", "running the tests"),
+}
+
+
+def examine() -> dict[str, Any]:
+    """Machine, versions, backends, extras and where data is looked for."""
+    found: dict[str, Any] = {"machine": machine(), "versions": versions(), "backends": {}}
+    for name in kernels.names():
+        try:
+            kernels.load(name)
+            found["backends"][name] = "ok"
+        except FFLearnError as e:
+            found["backends"][name] = str(e)
+    found["threading_layer"] = _threading_layer()
+    found["extras"] = {
+        extra: "installed" if find_spec(module) else f'pip install "fflearn[{extra}]": {what}'
+        for extra, (module, what) in EXTRAS.items()
+    }
+    found["data"] = {
+        "FFLEARN_DATA": [str(p) for p in fetch.user_folders("mnist")],
+        "cache": str(fetch.cache_folder()),
+    }
+    return found
+
+
+def _threading_layer() -> str:
+    try:
+        from fflearn.kernels.cpu import threading_layer
+
+        return threading_layer()
+    except ImportError as e:
+        return f"none: {e}"
+
+
+def shown(found: dict[str, Any]) -> str:
+    """The examination as lines of text."""
+    m = found["machine"]
+    lines = [f"machine    {m['processor']}, {m['cores']} cores, {m['memory_gib']} GiB, {m['system']}"]
+    lines.append("versions   " + ", ".join(f"{n} {v}" for n, v in found["versions"].items()))
+    lines += [f"backend    {name}: {state}" for name, state in found["backends"].items()]
+    lines.append(f"threads    numba's layer: {found['threading_layer']}")
+    lines += [f"extra      {name}: {state}" for name, state in found["extras"].items()]
+    lines.append(f"data       cache: {found['data']['cache']}")
+    return "\n".join(lines)

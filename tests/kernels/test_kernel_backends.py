@@ -1,0 +1,159 @@
+"""Threads, the choice of a backend, and where compiled code is kept."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fflearn import kernels
+from fflearn.errors import BackendUnavailable
+from fflearn.kernels import jit
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(code, *arguments, **variables):
+    """Standard output of a fresh Python with these environment variables."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    if "FFLEARN_CACHE" in variables:
+        env.pop("NUMBA_CACHE_DIR", None)  # it goes first
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# ---- threads ----------------------------------------------------------------------------------
+def test_running_restores_threads(k):
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def pools():
+        blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
+        return [c.num_threads for c in blas.lib_controllers]
+
+    before = pools()
+    with pytest.raises(KeyError), k.running(2):
+        assert set(pools()) <= {1}
+        raise KeyError
+    assert pools() == before
+
+
+DIGEST = """
+import hashlib, sys
+sys.path.insert(0, sys.argv[3])
+import numpy as np
+import test_every_kernel as t
+from fflearn import kernels
+k, h = kernels.load(sys.argv[1]), hashlib.sha256()
+with k.running(int(sys.argv[2])):
+    for name, cases in sorted(t.CASES.items()):
+        for args in cases(np.random.default_rng(0), np.float32):
+            for out in t.results(k, name, args):
+                h.update(np.ascontiguousarray(out).tobytes())
+print(h.hexdigest())
+"""
+
+
+def test_bits_do_not_depend_on_threads(k):
+    """Each number of threads in its own process, with BLAS pools of that size too."""
+    one, two = (
+        run(
+            DIGEST,
+            *(k.name, threads, str(Path(__file__).parent)),
+            NUMBA_NUM_THREADS="2",
+            OPENBLAS_NUM_THREADS=threads,
+        )
+        for threads in ("1", "2")
+    )
+    assert len(one) == 64
+    assert one == two
+
+
+# ---- choosing a backend -------------------------------------------------------------------------
+@pytest.mark.parametrize("name", kernels.names())
+def test_backend_is_available(name):
+    try:
+        assert kernels.load(name).name == name
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+
+
+def test_load_names_what_it_knows():
+    with pytest.raises(ValueError, match="reference, numba, cuda"):
+        kernels.load("abacus")
+    assert kernels.load("reference").name == "reference"
+
+
+def test_cuda_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(kernels, "find_spec", lambda package: None)
+    with pytest.raises(BackendUnavailable, match=r'cupy.*pip install "fflearn\[gpu\]"'):
+        kernels.load("cuda")
+
+
+def test_import_stays_light():
+    """`import fflearn.random` and the reference kernels must not bring in numba or scipy."""
+    assert not run(
+        "import sys; import fflearn.random; from fflearn import kernels;"
+        "kernels.load('reference'); print(*{'numba', 'scipy', 'torch'} & set(sys.modules))"
+    )
+
+
+# ---- where the compiled code is kept ------------------------------------------------------------
+COMPILE = """
+import numba, numpy as np
+before = numba.config.CACHE_DIR
+from fflearn import kernels
+from fflearn.kernels import jit
+kernels.load("numba").colmean(np.ones((2, 2), np.float32), 2.0)
+assert numba.config.CACHE_DIR == before
+print(jit.cache_folder(), sum(path.suffix == ".nbc" for path in jit.cache_folder().rglob("*")))
+"""
+
+
+def test_cache_folder_follows_the_environment(tmp_path):
+    name = f"numba-{jit.digest()}"
+    for variable, where in (("FFLEARN_CACHE", tmp_path / "a"), ("NUMBA_CACHE_DIR", tmp_path / "b")):
+        folder, files = run(COMPILE, **{variable: str(where)}).split()
+        assert (folder, files) == (str(where / name), "1")
+
+
+def test_cache_that_cannot_be_written_is_a_temporary_folder(tmp_path):
+    (tmp_path / "file").touch()
+    folder, files = run(COMPILE, FFLEARN_CACHE=str(tmp_path / "file" / "under")).split()
+    assert files == "1"
+    assert not Path(folder).exists()
+
+
+def test_digest_changes_with_any_source(monkeypatch, tmp_path):
+    (tmp_path / "random.py").write_text("")
+    (tmp_path / "kernels").mkdir()
+    source = tmp_path / "kernels" / "scalars.py"
+    monkeypatch.setattr(jit, "_HERE", tmp_path / "kernels")
+    digests = set()
+    for text in ("a = 1", "a = 2"):
+        source.write_text(text)
+        digests.add(jit.digest())
+    assert len(digests) == 2
+
+
+def test_read_only_views_are_not_compiled_for_again():
+    """A rule sees the state through read-only views, another type to Numba."""
+    k = kernels.load("numba")
+    from fflearn.kernels import compiled
+
+    da = np.ones((3, 4), np.float32)
+    k.colmean(da, 3.0)
+    before = len(compiled.colmean.signatures)
+    view = da[:]
+    view.flags.writeable = False
+    k.colmean(view, 3.0)
+    assert len(compiled.colmean.signatures) == before
+    assert not view.flags.writeable

@@ -1,0 +1,56 @@
+"""Every rule in the folder, and each of its variants, against every check; none is exempt."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from fflearn import locality, registry, rules
+from fflearn.checks import bench
+
+MADE = {
+    f"{name}[{label}]" if label else name: partial(registry.rule, name, **settings)
+    for name in rules.names()
+    for label, settings in {"": {}, **registry.rule_class(name).variants}.items()
+}
+
+
+@pytest.mark.parametrize("check", locality.ALL, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_every_rule(make, check):
+    check(make)
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_the_description_agrees_with_the_class(make):
+    rule = make()
+    assert rule.citation and (type(rule).__doc__ or "").strip()
+    described = registry.describe(type(rule).__module__.rpartition(".")[2])
+    assert set(described["parameters"]) == set(rule.settings())
+    transport = {c.transport for c in rule.channels} - {"no"}
+    assert described["weight_transport"] == (max(transport, default="no"))
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_ten_steps_lower_what_the_rule_reports(make):
+    engine, state, batch = bench(make, rows=29)
+    name = "loss"
+    first = last = None
+    for _ in range(10):
+        info, _ = engine.step(state, batch)
+        first, last = (info[name] if first is None else first), info[name]
+    assert np.isfinite(last) and last < first
+
+
+def test_the_list_of_rules_is_the_folder():
+    folder = {p.stem for p in map(_path, rules.__path__) for p in p.glob("*.py")} - {"__init__"}
+    assert set(rules.names()) == folder
+    assert len(MADE) >= len(folder)
+
+
+def _path(folder):
+    from pathlib import Path
+
+    return Path(folder)
