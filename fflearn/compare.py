@@ -140,7 +140,7 @@ def _tuned(run: Run, data: DataSet, quiet: bool) -> tuple[float, list[dict[str, 
 
     Every rule gets the same factors and the same budget, and the first seed of the experiment.
     """
-    inner, _ = data.split_validation()
+    inner = data.split_validation()
     e, trials = run.experiment, []
     for factor in TRIALS[: e.tune]:
         engine = engine_for(run, data, factor)

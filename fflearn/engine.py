@@ -81,7 +81,7 @@ class Engine:
         self.rule, self.in_shape, self.n_classes = rule, tuple(in_shape), n_classes
         self.given = network(net)
         self.net = rule.adapt(self.given)
-        self.kernels = backends.load(backend)
+        self.kernels, self.backend = backends.load(backend), backend
         self.dtype, self.threads, self.horizon = _checked_dtype(dtype), threads, horizon
         self.optimizer = optimizer or default_optimizer(rule)
         self.objective = objectives.load(objective)() if isinstance(objective, str) else objective

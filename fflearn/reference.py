@@ -87,13 +87,22 @@ class TorchEngine:
         )
         self.net, self.rule, self.specs, self.in_shape = twin.net, twin.rule, twin.specs, in_shape
         self.out_shape, self.n_classes, self.dtype = twin.out_shape, n_classes, dtype
-        self.threads, self.horizon = threads, horizon
+        self.threads, self.given, self.backend = threads, twin.given, "torch"
         self.optimizer, self.objective = twin.optimizer, twin.objective
         self.settings_at = twin.settings_at
         self._loss = _known(LOSSES, self.objective.kind, "objective")
         self._new_optimizer = _known(OPTIMIZERS, self.optimizer.name, "optimizer")
         self._counted: dict[Any, Ledger] = {}
         self._bound: tuple[State, list[dict[str, Any]], Any] | None = None
+
+    @property
+    def horizon(self) -> tuple[int, int] | None:
+        """Steps per epoch and epochs, for schedules."""
+        return self._twin.horizon
+
+    @horizon.setter
+    def horizon(self, value: tuple[int, int] | None) -> None:
+        self._twin.horizon = value
 
     def init(self, seed: int) -> State:
         """The state `Engine` would start backpropagation from."""

@@ -169,7 +169,7 @@ def fit(
     if epochs < 1:
         raise SpecError(f"epochs needs a whole number from 1 on; got {epochs!r}.")
     if patience:
-        data = data.split_validation()[0]
+        data = data.split_validation()
     batches = Batches(data, batch_size, seed)
     engine.horizon = (batches.steps_per_epoch, epochs)
     state = engine.init(seed)
@@ -284,7 +284,7 @@ def _identity(
         "objective": engine.objective.kind,
         "optimizer": json.loads(json.dumps(engine.optimizer.settings())),
         "dtype": engine.dtype,
-        "backend": engine.kernels.name,
+        "backend": engine.backend,
         "data_sha256": data.sha256,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -382,6 +382,7 @@ def make_engine(variant: Variant, net: Any, *args: Any, **options: Any) -> Any:
     if variant.name == registry.REFERENCE:
         from fflearn.reference import TorchEngine
 
+        options.pop("backend", None)  # PyTorch has kernels of its own
         return TorchEngine(net, *args, **options)
     if variant.network_of:
         net = registry.build(Variant(variant.network_of)).adapt(network(net))

@@ -39,6 +39,7 @@ class DFA(Rule):
     channels: ClassVar = frozenset({Channel.ERROR})
     short: ClassVar = ("direct_feedback_alignment",)
     citation: ClassVar = "Nokland (2016), arXiv:1609.01596"
+    optimizer: ClassVar = {"name": "adam", "lr": 3e-3}
 
     def init(self, v: LayerView, key: Key, shared: Key) -> Params:
         if v.is_output:

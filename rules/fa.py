@@ -23,6 +23,7 @@ class FA(Rule):
     channels: ClassVar = frozenset({Channel.FEEDBACK})
     short: ClassVar = ("feedback_alignment",)
     citation: ClassVar = "Lillicrap et al. (2016), Nat. Commun. 7, 13276"
+    optimizer: ClassVar = {"name": "adam", "lr": 3e-3}
 
     def init(self, v: LayerView, key: Key, shared: Key) -> Params:
         return {} if v.is_input else v.draw_weights(key.fold("B"))

@@ -79,7 +79,7 @@ class ForwardForward(Rule):
     norm: str = "rms"
     theta: float | None = None
     temperature: float = 1.0
-    negatives: str = "wrong"
+    negatives: str = "hard"
     label: str = "auto"
     strength: float = 1.0
     peer: float = 0.03
@@ -91,6 +91,7 @@ class ForwardForward(Rule):
     channels: ClassVar = frozenset({Channel.PHASE})
     short: ClassVar = ("ff",)
     citation: ClassVar = "Hinton (2022), arXiv:2212.13345"
+    optimizer: ClassVar = {"name": "adam", "lr": 3e-3, "schedule": "cosine"}
 
     def __post_init__(self) -> None:
         if self.goodness not in KINDS:

@@ -17,6 +17,7 @@ class Frozen(Rule):
 
     short: ClassVar = ("control",)
     citation: ClassVar = "control: random features with a trained read-out"
+    optimizer: ClassVar = {"name": "adam", "lr": 1e-2}
 
     def step(self, bus: Any, batch: Batch) -> dict[str, Any]:
         out = bus.readout(bus.forward(batch.x))

@@ -36,6 +36,7 @@ class SignSymmetry(Rule):
     channels: ClassVar = frozenset({Channel.SIGN})
     short: ClassVar = ("sf", "usf")
     citation: ClassVar = "Liao, Leibo & Poggio (2016), arXiv:1510.05067"
+    optimizer: ClassVar = {"name": "adam", "lr": 3e-3}
     variants: ClassVar = {
         "brsf": {"magnitudes": "batch_random"},
         "frsf": {"magnitudes": "fixed_random"},

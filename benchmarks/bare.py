@@ -1,0 +1,128 @@
+"""Steps of three rules as loops over kernels, with no views, no bus, no checks.
+
+The same kernels on the same arrays in the same order as through the Engine, so the same bits;
+the difference in time is what the Engine costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fflearn.base import Batch, Key, Product
+from fflearn.engine import Engine
+from fflearn.labels import embedding
+from fflearn.objectives.goodness import threshold
+from fflearn.state import State
+
+Step = Callable[[], Any]
+
+
+def _layers(engine: Engine, state: State) -> list[tuple[Any, Any, str]]:
+    return [
+        (p["W"], p["b"], layer.activation) for layer, p in zip(engine.net.leaves, state.params)
+    ]
+
+
+def _learner(engine: Engine, state: State) -> Callable[[int, Any, Any], None]:
+    """Adam on both parameters of a layer, from its input and da."""
+    k, o = engine.kernels, engine.optimizer
+    slots = [(dict(p), dict(m)) for p, m in zip(state.params, state.opt)]
+    numbers = o.lr, o.beta1, o.beta2, o.eps, o.weight_decay, o.decoupled
+
+    def learn(i: int, x: Any, da: Any) -> None:
+        p, opt = slots[i]
+        t, g = state.step + 1, k.colmean(da, len(da))
+        k.adam(p["W"], Product(x, da, len(da)), opt["m.W"], opt["v.W"], *numbers, t)
+        k.adam(p["b"], g, opt["m.b"], opt["v.b"], *numbers, t)
+
+    return learn
+
+
+def backprop(engine: Engine, state: State, batch: Batch) -> Step:
+    """As `fflearn.rules.backprop`."""
+    k, layers, learn = engine.kernels, _layers(engine, state), _learner(engine, state)
+
+    def step() -> Any:
+        x, kept = batch.x, []
+        for W, b, act in layers:
+            a, y = k.dense(x, W, b, act)
+            kept.append((x, a, y))
+            x = y
+        loss, dy = k.softmax_ce(x, batch.y)
+        das = [dy] * len(layers)
+        for i in reversed(range(len(layers))):
+            W, _, act = layers[i]
+            das[i] = k.act_vjp(dy, *kept[i][1:], act)
+            if i:
+                dy = k.matmul_nt(das[i], W)
+        for i, da in enumerate(das):
+            learn(i, kept[i][0], da)
+        state.step += 1
+        return loss.mean()
+
+    return step
+
+
+def dfa(engine: Engine, state: State, batch: Batch) -> Step:
+    """As `fflearn.rules.dfa`."""
+    k, layers, learn = engine.kernels, _layers(engine, state), _learner(engine, state)
+    feedback = [aux["B"] for aux in state.aux[:-1]]
+
+    def step() -> Any:
+        x, kept = batch.x, []
+        for W, b, act in layers:
+            a, y = k.dense(x, W, b, act)
+            kept.append((x, a, y))
+            x = y
+        loss, error = k.softmax_ce(x, batch.y)
+        for i, (_, _, act) in enumerate(layers):
+            dy = k.matmul(error, feedback[i]) if i < len(feedback) else error
+            learn(i, kept[i][0], k.act_vjp(dy, *kept[i][1:], act))
+        state.step += 1
+        return loss.mean()
+
+    return step
+
+
+def forward_forward(engine: Engine, state: State, batch: Batch) -> Step:
+    """As `fflearn.rules.forward_forward`, without head, negatives drawn from the wrong labels."""
+    k, layers, learn = engine.kernels, _layers(engine, state), _learner(engine, state)
+    rule, n, dtype = engine.rule, len(batch.x), batch.x.dtype
+    embed = embedding(rule.label, engine.in_shape, engine.n_classes, rule.strength)
+    negatives = Key(state.seed).fold("step", "negatives").static()
+    phase = np.repeat(np.asarray([1, -1], dtype), n)
+    means = [aux["mean_activity"] for aux in state.aux]
+    thetas = [threshold(rule.norm, rule.goodness, math.prod(s.out_shape)) for s in engine.specs]
+
+    def step() -> Any:
+        u = k.uniform(negatives, state.step, (n,), np.float64)
+        labels = np.concatenate([batch.y, k.sample_wrong(batch.y, u)])
+        x, losses = embed(np.concatenate([batch.x, batch.x]), labels), []
+        for i, (W, b, act) in enumerate(layers):
+            normal = k.normalize(x, rule.norm)
+            a, y = k.dense(normal, W, b, act)
+            loss, dg = k.logistic(
+                k.goodness(y, rule.goodness), phase, thetas[i], rule.temperature
+            )
+            losses.append(loss.mean())
+            da = k.act_vjp(k.goodness_vjp(dg, y, rule.goodness), a, y, act)
+            mean = 0.9 * means[i] + 0.1 * y[:n].mean(0)
+            pull = (2 * rule.peer) * (mean - mean.mean())
+            learn(i, normal, np.concatenate([da[:n] + pull, da[n:]]))
+            means[i][...] = mean
+            x = y
+        state.step += 1
+        return sum(losses) / len(losses)
+
+    return step
+
+
+STEPS: dict[str, Callable[[Engine, State, Batch], Step]] = {
+    "backprop": backprop,
+    "dfa": dfa,
+    "forward_forward[head=false]": forward_forward,
+}

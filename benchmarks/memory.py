@@ -1,0 +1,183 @@
+"""Memory of learning over depth: ``python -m benchmarks.memory``.
+
+Two measures.  The ledger's peak: arrays that a rule keeps alive between the first forward pass and
+the last update, without parameters, optimizer state and gradients being formed; over the depth it
+is a line, whose slope is compared with backpropagation's.  And the process: peak resident memory
+above what it was before the network was made, parameters and everything else included, each in a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import autograd
+from benchmarks.machine import header, save, sentence
+from benchmarks.rules import Size
+from fflearn import registry
+from fflearn.engine import Engine
+from fflearn.optim import optimizer
+
+RULES = (
+    "backprop",
+    "dfa",
+    "fa",
+    "forward_forward",
+    "forward_forward[head=false]",
+    "frozen",
+)
+IN_PROCESS = ("backprop", "forward_forward[head=false]", registry.REFERENCE)
+WIDTH, BATCH, DEPTHS = 256, 256, (4, 8, 16, 32, 64)
+# Plain: no state of its own beside what learning needs.
+OPTIMIZER = optimizer("sgd", lr=1e-7)
+
+
+def size_of(depth: int, width: int, batch: int) -> Size:
+    """``depth`` layers, the last one 10 outputs wide."""
+    net = " | ".join([f"dense {width} relu"] * (depth - 1) + ["dense 10"])
+    return Size(f"depth {depth}", net, width, batch)
+
+
+def engine_of(rule: str, size: Size) -> Engine:
+    """The engine of a rule on a size."""
+    built = registry.build(registry.parse(rule))
+    return Engine(size.net, built, (size.inputs,), size.data()[1], OPTIMIZER)
+
+
+def held(rule: str, size: Size) -> int:
+    """The ledger's peak bytes in one step."""
+    engine = engine_of(rule, size)
+    return engine.step(engine.init(0), size.data()[0])[1].peak_bytes
+
+
+def over_depth(rules: tuple[str, ...], depths: tuple[int, ...], width: int, batch: int) -> list[dict]:
+    """A row per rule: peak bytes at each depth, slope, and the slope's ratio to backprop's."""
+    sizes = [size_of(depth, width, batch) for depth in depths]
+    peaks = {rule: [held(rule, size) for size in sizes] for rule in rules}
+    slopes = {r: statistics.linear_regression(depths, p).slope for r, p in peaks.items()}
+    return [
+        {
+            "name": rule,
+            "peak_bytes": dict(zip(map(str, depths), peaks[rule])),
+            "bytes_per_layer": slopes[rule],
+            "ratio": slopes[rule] / slopes["backprop"],
+        }
+        for rule in rules
+    ]
+
+
+# ---- the process --------------------------------------------------------------------------------
+
+
+def resident(field: str) -> int:
+    """VmRSS or VmHWM of this process in bytes (Linux)."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field + ":"):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def measure(name: str, depth: int, width: int, batch: int) -> int:
+    """Peak resident bytes of three steps, above those after the imports and a small network."""
+    _three_steps(name, size_of(3, 16, 8))  # compiles, and starts the thread pools
+    size = size_of(depth, width, batch)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts anew
+    _three_steps(name, size)
+    return resident("VmHWM") - before
+
+
+def _three_steps(name: str, size: Size) -> None:
+    batch, _ = size.data()
+    engine = engine_of("backprop" if name == registry.REFERENCE else name, size)
+    state = engine.init(0)
+    if name == registry.REFERENCE:
+        step, _ = autograd.autograd_step(engine, state, batch)
+        del state, engine
+    else:
+
+        def step() -> Any:
+            return engine.step(state, batch)
+
+    for _ in range(3):
+        step()
+
+
+def in_process(names: tuple[str, ...], depth: int, width: int, batch: int) -> list[dict]:
+    """A row per name, each measured in a fresh process; bytes are null where it cannot be."""
+    rows = []
+    for name in names:
+        run = None
+        if sys.platform == "linux" and (name != registry.REFERENCE or autograd.available()):
+            command = [sys.executable, "-m", "benchmarks.memory", "--child", name]
+            command += [str(n) for n in (depth, width, batch)]
+            run = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = json.loads(run.stdout) if run else None
+        rows.append({"name": name, "depth": depth, "peak_bytes_above_start": found})
+    base = rows[0]["peak_bytes_above_start"]
+    for row in rows:
+        found = row["peak_bytes_above_start"]
+        row["ratio"] = found / base if found and base else None
+    return rows
+
+
+# ---- telling --------------------------------------------------------------------------------------
+
+
+def show(result: Mapping[str, Any]) -> str:
+    """The result as text."""
+    depths = list(result["rows"][0]["peak_bytes"])
+    lines = [
+        sentence(result["machine"]),
+        f"layers of {result['width']}, batch {result['batch']}",
+        "",
+        "held for learning, MB at depth".ljust(32)
+        + "".join(f"{d:>8}" for d in depths)
+        + "   kB/layer   ratio",
+    ]
+    for r in result["rows"]:
+        peaks = "".join(f"{b / 1e6:8.2f}" for b in r["peak_bytes"].values())
+        lines.append(f"{r['name']:32}{peaks}{r['bytes_per_layer'] / 1e3:11.1f}{r['ratio']:8.3f}")
+    lines += ["", f"peak of the process above its start, depth {result['process'][0]['depth']}"]
+    for r in result["process"]:
+        found = r["peak_bytes_above_start"]
+        text = "not measured" if found is None else f"{found / 1e6:8.1f} MB"
+        lines.append(f"{r['name']:32}{text}" + (f"{r['ratio']:8.3f}" if r["ratio"] else ""))
+    return "\n".join([*lines, *(f"\n{note}" for note in result["notes"])])
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.memory", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--json", type=Path, help="write the result to this file")
+    parser.add_argument("--quick", action="store_true", help="small and shallow: does it run?")
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.child:
+        name, *numbers = options.child
+        print(measure(name, *map(int, numbers)))
+        return 0
+    width, batch, depths = (32, 16, (4, 8)) if options.quick else (WIDTH, BATCH, DEPTHS)
+    result = {
+        **header("memory", 1),
+        "width": width,
+        "batch": batch,
+        "optimizer": OPTIMIZER.settings(),
+        "rows": over_depth(RULES, depths, width, batch),
+        "process": in_process(IN_PROCESS, depths[-1], width, batch),
+        "notes": [] if autograd.available() else [autograd.MISSING],
+    }
+    print(show(result))
+    save(options.json, result)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

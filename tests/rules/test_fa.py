@@ -1,0 +1,64 @@
+"""Feedback alignment: it is backprop where B = W, and only there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fflearn.base import Batch
+from fflearn.checks import BRANCHES, CHAIN, bench, learned
+from fflearn.engine import Engine
+from fflearn.errors import LocalityError, SpecError
+from fflearn.registry import rule
+
+BLOCKS = "dense 17 relu | block(dense 9 tanh | residual(dense 9 gelu)) | dense 5 relu norm=rms"
+
+
+@pytest.mark.parametrize("hidden", [CHAIN, BRANCHES, BLOCKS])
+def test_with_the_forward_weights_it_is_backprop(hidden):
+    fa, state, batch = bench(lambda: rule("fa"), hidden)
+    bp, _, _ = bench(lambda: rule("backprop"), hidden)
+    random = dict(learned(fa, fa.updates(state, batch)))
+    for aux, params in zip(state.aux, state.params):
+        for name in aux:
+            aux[name] = params[name]
+    exact = dict(learned(bp, bp.updates(state, batch)))
+    assert exact.keys() == random.keys()
+    for path, g in learned(fa, fa.updates(state, batch)):
+        np.testing.assert_allclose(g, exact[path], rtol=1e-12, atol=1e-15, err_msg=path)
+    # With its own random matrices it is not backprop, but in the layer that reads no message.
+    same = [path for path, g in random.items() if np.allclose(g, exact[path], rtol=1e-3)]
+    assert 0 < len(same) < len(random)
+    first = [path for path in random if path.startswith("0/")]
+    assert not set(first) & set(same)
+
+
+def test_feedback_is_drawn_as_the_weights_and_stays_fixed():
+    engine, state, batch = bench(lambda: rule("fa"), "dense 301 relu | dense 211 tanh")
+    b, w = state.aux[1]["W"].copy(), state.params[1]["W"].copy()
+    assert list(state.aux[0]) == []
+    assert b.std() == pytest.approx(w.std(), rel=0.02) and abs(np.corrcoef(b.flat, w.flat)[0, 1]) < 0.02
+    engine.step(state, batch)
+    assert (state.aux[1]["W"] == b).all() and (state.params[1]["W"] != w).any()
+
+
+def test_a_step_computed_by_hand():
+    # As for backprop (x = 2, a1 = 6, e = (5, -6)), with B = (2, 1) in place of W2 = (1, -1).
+    engine = Engine("dense 1 | dense 2", rule("fa"), (1,), 2, objective="mse", dtype="float64")
+    state = engine.init(0)
+    state.params[0]["W"], state.params[1]["W"], state.aux[1]["W"] = 3, [[1, -1]], [[2, 1]]
+    first, _ = engine.updates(state, Batch(np.array([[2.0]]), np.array([[1.0, 0.0]])))
+    np.testing.assert_allclose(engine.kernels.formed(first.grads["W"]), [[2 * (5 * 2 - 6 * 1)]])
+
+
+def test_its_own_weights_are_no_feedback_weights():
+    class Cheat(type(rule("fa"))):
+        def feedback(self, v, dy):
+            v.state["da"] = da = v.act_vjp(v.trace, dy)
+            return None if v.is_input else v.input_vjp(v.trace, da, {"W": v.params["W"]})
+
+    engine, state, batch = bench(Cheat)
+    with pytest.raises(LocalityError, match="its own forward weights"):
+        engine.step(state, batch)
+    with pytest.raises(SpecError, match=r"no parameter 'scale' \(it has: none\)"):
+        rule("fa", scale=2.0)

@@ -1,0 +1,287 @@
+"""Forward-Forward: its local gradient by autograd, its samples, its head, its predictions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fflearn.base import Batch
+from fflearn.bus import Bus
+from fflearn.checks import bench, learned, same_bits, samples
+from fflearn.engine import Engine
+from fflearn.errors import LocalityError, ShapeError, SpecError
+from fflearn.labels import embedding
+from fflearn.optim import optimizer
+from fflearn.registry import rule
+
+HIDDEN = "dense 17 relu | dense 13 tanh | dense 12 gelu"
+
+
+def made(hidden: str = HIDDEN, **settings):
+    return bench(lambda: rule("ff", **settings), hidden)
+
+
+def heard(engine, state, batch):
+    """Per layer: its traces when it learned, the phases it was sent, its update."""
+    seen: dict = {}
+
+    class Hears(Bus):
+        def _call(self, hook, v, *args):
+            traces = dict(v.traces)
+            out = super()._call(hook, v, *args)
+            if hook == "update":
+                phase = args[0].phase if "x" in traces and not v.is_output else None
+                seen[v.index] = traces, phase, out
+            return out
+
+    engine.updates(state, batch, Hears)
+    return seen
+
+
+# ---- the local gradient ---------------------------------------------------------------------------
+
+OBJECTIVES = [
+    {"goodness": g, "norm": n, "theta": theta, "temperature": t}
+    for g in ("ssq", "msq", "l2")
+    for n in ("rms", "unit")
+    for theta, t in ((0.7, 1.0), (2.0, 3.0))
+]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("negatives", ["wrong", "all_wrong", "hard"])
+@pytest.mark.parametrize("peer", [0.0, 0.3])
+@pytest.mark.parametrize("settings", OBJECTIVES, ids=lambda s: "-".join(map(str, s.values())))
+def test_updates_are_autograd_of_each_layers_own_loss(settings, peer, negatives):
+    torch = pytest.importorskip("torch")
+    engine, state, batch = made(**settings, peer=peer, negatives=negatives)
+    for slots in state.params[:3]:
+        slots["b"] = np.linspace(-0.5, 0.5, slots["b"].size)
+    act = {"relu": torch.relu, "tanh": torch.tanh, "gelu": torch.nn.functional.gelu}
+    seen = heard(engine, state, batch)
+    for i in range(3):
+        traces, phase, update = seen[i]
+        w, b = (torch.tensor(state.params[i][n], requires_grad=True) for n in "Wb")
+        x, phase = torch.tensor(traces["x"].x), torch.tensor(phase)
+        squares = (x**2).sum(1, keepdim=True)
+        n = x / ((squares / x.shape[1] if settings["norm"] == "rms" else squares).sqrt() + 1e-8)
+        a = n @ w + b
+        y = act[engine.net.leaves[i].activation](a)
+        good = {"ssq": (y**2).sum(1), "msq": (y**2).mean(1), "l2": (y**2).sum(1).sqrt()}
+        u = -phase * (good[settings["goodness"]] - settings["theta"]) / settings["temperature"]
+        loss = torch.logaddexp(u, 0 * u)  # torch's softplus is only piecewise so
+        total = (loss[phase > 0].mean() + loss[phase < 0].mean()) / 2
+        if peer:
+            mean = 0.9 * 0.5 + 0.1 * y[phase > 0].mean(0).detach()
+            total = total + peer * (a[phase > 0] * (mean - mean.mean())).sum(1).mean()
+            np.testing.assert_allclose(update.aux_assign["mean_activity"], mean, rtol=1e-12)
+        total.backward()
+        ours = {name: engine.kernels.formed(g) for name, g in update.grads.items()}
+        for name, t in (("W", w), ("b", b)):
+            g = t.grad.numpy()
+            assert np.linalg.norm(ours[name] - g) <= 1e-10 * np.linalg.norm(g), (i, name)
+
+
+def test_a_step_computed_by_hand():
+    # One unit; x = 3 and one label place of two, so n = (3, 1, 0) / r, r^2 = 10/3 (rms norm).
+    # W = (1, 1, 0), b = 0: a = y = 4/r for the right label and 3/r for the wrong one, which
+    # writes to the other place.  g = 4.8 and 2.7; theta = 1; u = -3.8 and 1.7.
+    engine = Engine(
+        "dense 1 relu | dense 2", rule("ff", peer=0.0), (1,), 2, dtype="float64"
+    )
+    state = engine.init(0)
+    state.params[0]["W"] = [[1], [1], [0]]
+    first, head = engine.updates(state, Batch(np.array([[3.0]]), np.array([[1.0, 0.0]])))
+    r = np.sqrt(10 / 3)
+    pos = -1 / (1 + np.exp(3.8)) * 2 * (4 / r)
+    neg = 1 / (1 + np.exp(-1.7)) * 2 * (3 / r)
+    expected = [[(pos * 3 + neg * 3) / r / 2], [pos / r / 2], [neg / r / 2]]
+    np.testing.assert_allclose(engine.kernels.formed(first.grads["W"]), expected, rtol=1e-7)
+    np.testing.assert_allclose(first.grads["b"], [(pos + neg) / 2], rtol=1e-7)
+    # Head: neutral label (1/2, 1/2), zero weights, so the error is (-1/2, 1/2); n is 1.
+    np.testing.assert_allclose(engine.kernels.formed(head.grads["W"]), [[-0.5, 0.5]], rtol=1e-7)
+
+
+def test_no_gradient_flows_into_the_layer_below():
+    engine, state, batch = made()
+    before = dict(learned(engine, engine.updates(state, batch)))
+    for above in state.params[1:]:
+        above["W"] = 3 * above["W"] + 1
+    after = dict(learned(engine, engine.updates(state, batch)))
+    for path in [p for p in before if p[0] in "012"]:
+        same = (before[path] == after[path]).all()
+        assert same == path.startswith("0/"), path  # the first layer cannot tell
+
+
+@pytest.mark.parametrize("units", [500, 1000])
+def test_the_first_mean_logit_is_minus_half_the_units(units):
+    # rms-normalised input and Lecun's draw: a is N(0, 1), so E relu(a)^2 = 1/2 against theta = d.
+    logits = []
+    for seed in range(6):
+        engine, state, batch = bench(
+            lambda: rule("ff"), f"dense {units} relu | dense {units} relu", seed=seed
+        )
+        seen = heard(engine, state, batch)
+        logits.append([((seen[i][0]["x"].y ** 2).sum(1) - units).mean() for i in range(2)])
+    np.testing.assert_allclose(np.mean(logits, 0), -units / 2, rtol=0.1)
+
+
+# ---- schedules and peer normalisation -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_greedy_trains_one_layer_per_stage(head):
+    engine = Engine(
+        f"{HIDDEN} | dense 3", rule("ff", schedule="greedy", head=head), (11,), 3, horizon=(1, 12)
+    )
+    state, batch, stages = engine.init(0), samples(7, 3), []
+    for _ in range(12):
+        before = state.copy()
+        engine.step(state, batch)
+        pairs = enumerate(zip(state.params, before.params))
+        stages.append([i for i, (a, b) in pairs if (a["W"] != b["W"]).any()])
+    if head:
+        assert stages[:9] == [[0]] * 3 + [[1]] * 3 + [[2]] * 3
+        assert all(set(s) <= {3, 4} and s for s in stages[9:])
+    else:
+        assert stages == [[0]] * 4 + [[1]] * 4 + [[2]] * 4
+
+
+@pytest.mark.parametrize(("peer", "revives"), [(0.3, True), (0.0, False)])
+def test_peer_normalisation_revives_a_silent_unit(peer, revives):
+    engine = Engine(
+        "dense 30 relu | dense 3", rule("ff", peer=peer), (11,), 3, optimizer("adam", lr=0.02)
+    )
+    state, batch = engine.init(0), samples(50, 3)
+    state.params[0]["b"][0] = -5
+    def alive() -> float:
+        return heard(engine, state, batch)[0][0]["x"].y[:, 0].max()
+
+    assert alive() == 0
+    for _ in range(300):
+        engine.step(state, batch)
+    assert (alive() > 0) == revives
+
+
+# ---- the head -------------------------------------------------------------------------------------
+
+
+def test_the_head_reads_normalised_activity_and_does_not_teach_the_layers_below():
+    engine, state, batch = made(head_lr=10.0)
+    heads = [spec.index for spec in engine.specs if spec.is_output]
+    seen = heard(engine, state, batch)
+    for i in heads:
+        n = seen[i][0]["neutral"].inner
+        np.testing.assert_allclose(np.sqrt((n**2).mean(1)), 1, rtol=1e-6)
+    without, other, _ = made(head=False)
+    for _ in range(5):
+        engine.step(state, batch)
+        without.step(other, batch)
+    hidden = [i for i, spec in enumerate(engine.specs) if not spec.is_output]
+    for i, j in zip(hidden, range(3)):
+        assert (state.params[i]["W"] == other.params[j]["W"]).all()
+
+
+def test_the_head_reads_all_hidden_layers_but_the_first_of_three():
+    engine, _, _ = made()
+    assert engine.net.spec().count("dense 3 norm=rms") == 2
+    assert sum(s.is_output for s in engine.specs) == 2
+    two, _, _ = made("dense 17 relu | dense 13 relu")
+    assert sum(s.is_output for s in two.specs) == 2
+    assert all(not layer.spec().startswith("dense 3") for layer in made(head=False)[0].net.leaves)
+
+
+def test_hard_negatives_follow_the_heads_mistakes_and_are_never_true():
+    engine, state, batch = made(negatives="hard", label="append")
+    for i, spec in enumerate(engine.specs):
+        if spec.is_output and "b" in state.params[i]:
+            state.params[i]["b"] = [0, 0, 50]  # the head believes in class 2 whatever it sees
+    x = heard(engine, state, batch)[0][0]["x"].x
+    right, wrong = x[:7, -3:], x[7:, -3:]
+    assert (right == batch.y).all()
+    assert (right * wrong).sum() == 0
+    assert (wrong[batch.y[:, 2] == 0].argmax(1) == 2).all()
+
+
+# ---- prediction and labels ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hidden", [HIDDEN, "dense 17 relu | dense 13 relu", "dense 17 relu"])
+def test_prediction_by_goodness_is_the_loop_over_labels(hidden):
+    engine, state, batch = made(hidden)
+    scores = engine.predict(state, batch.x, "goodness")
+    layers = [i for i, spec in enumerate(engine.specs) if not spec.is_output]
+    for label in range(3):
+        x, total = np.c_[batch.x, np.tile(np.eye(3)[label], (7, 1))], 0
+        for depth, i in enumerate(layers):
+            n = x / (np.sqrt((x**2).mean(1, keepdims=True)) + 1e-8)
+            a = n @ state.params[i]["W"] + state.params[i]["b"]
+            x = engine.kernels.act(a, engine.net.leaves[i].activation)
+            if depth > 0 or len(layers) <= 2:
+                total = total + (x**2).sum(1)
+        np.testing.assert_allclose(scores[:, label], total, rtol=1e-10)
+
+
+def test_prediction_depends_neither_on_order_nor_on_rows_per_sweep():
+    engine, state, batch = made()
+    order = np.array([3, 1, 6, 0, 2, 5, 4])
+    for by in ("goodness", "softmax"):
+        scores = engine.predict(state, batch.x, by)
+        np.testing.assert_allclose(engine.predict(state, batch.x[order], by), scores[order])
+        np.testing.assert_allclose(engine.predict(state, batch.x, by, rows=3), scores, rtol=1e-12)
+
+
+def test_labels_cannot_leak_into_prediction():
+    class Peeks(type(rule("ff"))):
+        def predict(self, bus, x, by):
+            return bus.readout(super().predict(bus, x, "softmax")).error
+
+    engine, state, batch = bench(Peeks, HIDDEN)
+    with pytest.raises(LocalityError, match="no label to read out while predicting"):
+        engine.predict(state, batch.x)
+    with pytest.raises(SpecError, match="'logits' is no way to predict"):
+        engine.predict(state, batch.x, "logits")
+
+
+@pytest.mark.parametrize("label", ["auto", "overlay", "append", "channel"])
+def test_every_label_embedding_trains(label):
+    engine = Engine("dense 9 relu | dense 3", rule("ff", label=label), (4, 4, 2), 3)
+    state, labels = engine.init(0), np.array([0, 1, 2, 1])
+    batch = Batch(np.cos(np.arange(128.0)).reshape(4, 4, 4, 2), np.eye(3)[labels])
+    before = state.copy()
+    engine.step(state, batch)
+    assert engine.specs[0].in_shape == embedding(label, (4, 4, 2), 3, 1.0).shape((4, 4, 2), 3)
+    assert same_bits(before, state) and state.first_bad() is None
+    assert engine.predict(state, batch.x).shape == (4, 3)
+
+
+# ---- wrong use ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"goodness": "cube"}, "one of ssq, msq, l2"),
+        ({"goodness": "l2"}, "Use one of rms.ssq"),
+        ({"schedule": "random"}, "simultaneous or greedy"),
+        ({"negatives": "hard", "head": False}, "they need head=true"),
+        ({"negatives": "hard", "schedule": "greedy"}, "they need head=true"),
+        ({"negatives": "none"}, "unknown negatives"),
+    ],
+)
+def test_settings_that_do_not_fit_are_told(settings, told):
+    with pytest.raises(SpecError, match=told):
+        rule("ff", **settings)
+
+
+def test_networks_that_do_not_fit_are_told():
+    with pytest.raises(SpecError, match="needs a hidden layer"):
+        Engine("dense 3", rule("ff"), (11,), 3)
+    with pytest.raises(ShapeError, match="one output per class"):
+        Engine("dense 5 relu | dense 4", rule("ff"), (11,), 3)
+    with pytest.raises(SpecError, match="only 2 places. Use label=append"):
+        Engine("dense 5 relu | dense 3", rule("ff", label="overlay"), (2,), 3)
+    with pytest.raises(SpecError, match="'channel' needs images"):
+        Engine("dense 5 relu | dense 3", rule("ff", label="channel"), (11,), 3)
+    with pytest.raises(SpecError, match="cannot normalise"):
+        Engine("block(dense 5 relu) | dense 3", rule("ff"), (11,), 3)
