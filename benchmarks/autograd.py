@@ -42,13 +42,15 @@ def autograd_step(engine: Engine, state: State, batch: Batch) -> tuple[Callable[
     acts = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh, "sigmoid": torch.nn.Sigmoid}
     acts |= {"identity": torch.nn.Identity, "gelu": torch.nn.GELU}
     modules: list[Any] = []
-    for layer, p in zip(engine.net.leaves, state.params):
+    for layer, p in zip(engine.net.leaves, state.params, strict=True):
         linear = torch.nn.Linear(*p["W"].shape, bias=layer.bias, dtype=getattr(torch, engine.dtype))
         with torch.no_grad():
             linear.weight.copy_(torch.from_numpy(p["W"].T))
             if layer.bias:
                 linear.bias.copy_(torch.from_numpy(p["b"]))
-        modules += [linear] if layer.activation == "identity" else [linear, acts[layer.activation]()]
+        modules += (
+            [linear] if layer.activation == "identity" else [linear, acts[layer.activation]()]
+        )
     model = torch.nn.Sequential(*modules)
     o = engine.optimizer
     if isinstance(o, Adam):

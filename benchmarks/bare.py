@@ -22,15 +22,14 @@ Step = Callable[[], Any]
 
 
 def _layers(engine: Engine, state: State) -> list[tuple[Any, Any, str]]:
-    return [
-        (p["W"], p["b"], layer.activation) for layer, p in zip(engine.net.leaves, state.params)
-    ]
+    pairs = zip(engine.net.leaves, state.params, strict=True)
+    return [(p["W"], p["b"], layer.activation) for layer, p in pairs]
 
 
 def _learner(engine: Engine, state: State) -> Callable[[int, Any, Any], None]:
     """Adam on both parameters of a layer, from its input and da."""
     k, o = engine.kernels, engine.optimizer
-    slots = [(dict(p), dict(m)) for p, m in zip(state.params, state.opt)]
+    slots = [(dict(p), dict(m)) for p, m in zip(state.params, state.opt, strict=True)]
     numbers = o.lr, o.beta1, o.beta2, o.eps, o.weight_decay, o.decoupled
 
     def learn(i: int, x: Any, da: Any) -> None:
@@ -105,9 +104,7 @@ def forward_forward(engine: Engine, state: State, batch: Batch) -> Step:
         for i, (W, b, act) in enumerate(layers):
             normal = k.normalize(x, rule.norm)
             a, y = k.dense(normal, W, b, act)
-            loss, dg = k.logistic(
-                k.goodness(y, rule.goodness), phase, thetas[i], rule.temperature
-            )
+            loss, dg = k.logistic(k.goodness(y, rule.goodness), phase, thetas[i], rule.temperature)
             losses.append(loss.mean())
             da = k.act_vjp(k.goodness_vjp(dg, y, rule.goodness), a, y, act)
             mean = 0.9 * means[i] + 0.1 * y[:n].mean(0)
@@ -124,5 +121,5 @@ def forward_forward(engine: Engine, state: State, batch: Batch) -> Step:
 STEPS: dict[str, Callable[[Engine, State, Batch], Step]] = {
     "backprop": backprop,
     "dfa": dfa,
-    "forward_forward[head=false]": forward_forward,
+    "forward_forward[head=false,negatives=wrong]": forward_forward,
 }

@@ -25,15 +25,16 @@ from fflearn import registry
 from fflearn.engine import Engine
 from fflearn.optim import optimizer
 
+FF = "forward_forward[head=false,negatives=wrong]"  # without a head nothing has to wait
 RULES = (
     "backprop",
     "dfa",
     "fa",
     "forward_forward",
-    "forward_forward[head=false]",
+    FF,
     "frozen",
 )
-IN_PROCESS = ("backprop", "forward_forward[head=false]", registry.REFERENCE)
+IN_PROCESS = ("backprop", FF, registry.REFERENCE)
 WIDTH, BATCH, DEPTHS = 256, 256, (4, 8, 16, 32, 64)
 # Plain: no state of its own beside what learning needs.
 OPTIMIZER = optimizer("sgd", lr=1e-7)
@@ -57,7 +58,9 @@ def held(rule: str, size: Size) -> int:
     return engine.step(engine.init(0), size.data()[0])[1].peak_bytes
 
 
-def over_depth(rules: tuple[str, ...], depths: tuple[int, ...], width: int, batch: int) -> list[dict]:
+def over_depth(
+    rules: tuple[str, ...], depths: tuple[int, ...], width: int, batch: int
+) -> list[dict]:
     """A row per rule: peak bytes at each depth, slope, and the slope's ratio to backprop's."""
     sizes = [size_of(depth, width, batch) for depth in depths]
     peaks = {rule: [held(rule, size) for size in sizes] for rule in rules}
@@ -65,7 +68,7 @@ def over_depth(rules: tuple[str, ...], depths: tuple[int, ...], width: int, batc
     return [
         {
             "name": rule,
-            "peak_bytes": dict(zip(map(str, depths), peaks[rule])),
+            "peak_bytes": {str(d): n for d, n in zip(depths, peaks[rule], strict=True)},
             "bytes_per_layer": slopes[rule],
             "ratio": slopes[rule] / slopes["backprop"],
         }
@@ -133,23 +136,25 @@ def in_process(names: tuple[str, ...], depth: int, width: int, batch: int) -> li
 
 def show(result: Mapping[str, Any]) -> str:
     """The result as text."""
-    depths = list(result["rows"][0]["peak_bytes"])
+    depths, wide = list(result["rows"][0]["peak_bytes"]), max(map(len, RULES))
     lines = [
         sentence(result["machine"]),
         f"layers of {result['width']}, batch {result['batch']}",
         "",
-        "held for learning, MB at depth".ljust(32)
+        "held for learning, MB at depth".ljust(wide)
         + "".join(f"{d:>8}" for d in depths)
         + "   kB/layer   ratio",
     ]
     for r in result["rows"]:
         peaks = "".join(f"{b / 1e6:8.2f}" for b in r["peak_bytes"].values())
-        lines.append(f"{r['name']:32}{peaks}{r['bytes_per_layer'] / 1e3:11.1f}{r['ratio']:8.3f}")
+        lines.append(
+            f"{r['name']:{wide}}{peaks}{r['bytes_per_layer'] / 1e3:11.1f}{r['ratio']:8.3f}"
+        )
     lines += ["", f"peak of the process above its start, depth {result['process'][0]['depth']}"]
     for r in result["process"]:
         found = r["peak_bytes_above_start"]
         text = "not measured" if found is None else f"{found / 1e6:8.1f} MB"
-        lines.append(f"{r['name']:32}{text}" + (f"{r['ratio']:8.3f}" if r["ratio"] else ""))
+        lines.append(f"{r['name']:{wide}}{text}" + (f"{r['ratio']:8.3f}" if r["ratio"] else ""))
     return "\n".join([*lines, *(f"\n{note}" for note in result["notes"])])
 
 

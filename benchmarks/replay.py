@@ -30,8 +30,8 @@ def listed(recipe: Recipe) -> str:
     e = recipe.experiment
     found = results.belonging(recipe, results.read_records(results.RESULTS / recipe.name))
     done = sum(map(len, found.values()))
-    rules = ", ".join(e.rules) or "every rule"
-    return f"{recipe.name}: {rules}; {e.epochs} epochs, {len(e.seeds)} seeds; {done} runs done"
+    rules, seeds = ", ".join(e.rules) or "every rule", ", ".join(map(str, e.seeds))
+    return f"{recipe.name}: {rules}; {e.epochs} epochs, seeds {seeds}; {done} runs done"
 
 
 def quick(recipe: Recipe, jobs: int) -> str:

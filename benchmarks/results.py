@@ -29,6 +29,15 @@ PAGE = ROOT / "docs" / "results.md"
 # A mean this far below the published number (in points, besides one standard error) is explained.
 TOLERANCE = 0.3
 FIRST = ("backprop", "torch", "frozen")  # the yardsticks lead every table
+INTRO = """# Results
+
+Written by `python -m benchmarks.replay` from the recipes in `benchmarks/recipes` and the records in
+`benchmarks/results`. Do not edit it: edit those.
+
+Accuracy: mean ± standard error over the seeds, at the end of training, on the test part. Training:
+time in training steps alone. Peak learning: arrays kept alive for learning, parameters and
+optimizer state left out. Weight transport: whether a message passes through the forward weights
+(yes), their signs (sign), or neither (no)."""
 HEAD = (
     "rule",
     "test accuracy, %",
@@ -79,9 +88,9 @@ def read_recipe(path: Path) -> Recipe:
     return Recipe(experiment, table.get("published", {}))
 
 
-def read_recipes(folder: Path = RECIPES) -> list[Recipe]:
-    """Every recipe, by name."""
-    return [read_recipe(path) for path in sorted(folder.glob("*.toml"))]
+def read_recipes(folder: Path | None = None) -> list[Recipe]:
+    """Every recipe of a folder (default `RECIPES`), by name."""
+    return [read_recipe(path) for path in sorted((folder or RECIPES).glob("*.toml"))]
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -209,8 +218,10 @@ class Row:
         if not self.shortfall:
             return ""
         note = self.published.get("note", "no explanation is known.")
-        cut = "" if self.epochs >= self.full_length else (
-            f" It ran {self.epochs} of the {self.full_length} epochs."
+        cut = (
+            ""
+            if self.epochs >= self.full_length
+            else (f" It ran {self.epochs} of the {self.full_length} epochs.")
         )
         return f"{self.name} is {self.shortfall:.2f} points below the published number: {note}{cut}"
 
@@ -241,16 +252,7 @@ def page(recipes: Iterable[Recipe], records: Mapping[str, Iterable[Record]]) -> 
     recipes : iterable of Recipe
     records : mapping of recipe name to iterable of Record
     """
-    head = [
-        "# Results",
-        "Written by `python -m benchmarks.replay` from the recipes in `benchmarks/recipes` and the "
-        "records in `benchmarks/results`. Do not edit it: edit those.",
-        "Accuracy: mean ± standard error over the seeds, at the end of training, on the test part. "
-        "Training: time in training steps alone. Peak learning: arrays kept alive for learning, "
-        "parameters and optimizer state left out. Weight transport: whether a message passes "
-        "through the forward weights (yes), their signs (sign), or neither (no).",
-    ]
-    return "\n\n".join(head + [section(r, records.get(r.name, ())) for r in recipes]) + "\n"
+    return "\n\n".join([INTRO, *(section(r, records.get(r.name, ())) for r in recipes)]) + "\n"
 
 
 def section(recipe: Recipe, records: Iterable[Record]) -> str:
@@ -281,8 +283,11 @@ def _optimizer(e: Experiment) -> str:
     return ", ".join(f"{n} = {v}" for n, v in given) or "each rule's own default"
 
 
-def write(path: Path = PAGE, recipes: Path = RECIPES, results: Path = RESULTS) -> str:
+def write(
+    path: Path | None = None, recipes: Path | None = None, results: Path | None = None
+) -> str:
     """Write the page from the files as they are, and return it."""
+    path, results = path or PAGE, results or RESULTS
     found = read_recipes(recipes)
     text = page(found, {r.name: read_records(results / r.name) for r in found})
     path.parent.mkdir(parents=True, exist_ok=True)

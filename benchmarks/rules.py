@@ -105,9 +105,7 @@ def against_torch(
     return [_row(size, name, times, TORCH) for name in turns]
 
 
-def against_kernels(
-    size: Size, threads: int, rounds: int, seconds: float
-) -> list[dict[str, Any]]:
+def against_kernels(size: Size, threads: int, rounds: int, seconds: float) -> list[dict[str, Any]]:
     """A row per rule that has a bare loop: the Engine's time over the loop's."""
     turns: dict[str, Turn] = {}
     for rule in bare.STEPS:
@@ -117,7 +115,7 @@ def against_kernels(
     rows = []
     for rule in bare.STEPS:
         loop = f"{rule}, kernels"
-        extra = [a - b for a, b in zip(times[rule], times[loop])]
+        extra = [a - b for a, b in zip(times[rule], times[loop], strict=True)]
         row = _row(size, rule, times, loop) | {"against": "bare kernels"}
         rows.append(row | {"microseconds": 1e6 * statistics.median(extra)})
     return rows
@@ -140,17 +138,20 @@ def _row(size: Size, name: str, times: Mapping[str, list[float]], base: str) -> 
 
 def show(result: Mapping[str, Any]) -> str:
     """The result as text."""
-    lines = [sentence(result["machine"])]
+    lines, wide = [sentence(result["machine"])], max(len(r["name"]) for r in result["rows"])
     for size in result["sizes"]:
         rows = [r for r in result["rows"] if r["size"] == size["name"]]
-        lines += ["", f"{size['name']}: {size['inputs']} inputs | {size['net']}, batch {size['batch']}"]
-        lines.append(f"  {'':32}{'ms/step':>9} {'IQR':>8}  ratio (IQR)")
+        lines += [
+            "",
+            f"{size['name']}: {size['inputs']} inputs | {size['net']}, batch {size['batch']}",
+        ]
+        lines.append(f"  {'':{wide}}{'ms/step':>9} {'IQR':>8}  ratio (IQR)")
         for r in rows:
             ratio = "-" if r["ratio"] is None else f"{r['ratio']:.2f} ({r['ratio_spread']:.2f})"
             engine = r["against"] == "bare kernels"
             extra = f"   Engine over kernels, {r['microseconds']:+.0f} us" if engine else ""
             lines.append(
-                f"  {r['name']:32}{r['median_ms']:9.4g} {r['spread']:8.2g}  {ratio}{extra}"
+                f"  {r['name']:{wide}}{r['median_ms']:9.4g} {r['spread']:8.2g}  {ratio}{extra}"
             )
     return "\n".join([*lines, *(f"\n{note}" for note in result["notes"])])
 

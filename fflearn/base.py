@@ -57,7 +57,8 @@ class Channel(str, Enum):
 DOWNWARD = (Channel.TRANSPOSE, Channel.SIGN, Channel.FEEDBACK)
 
 
-class LayerSpec(NamedTuple):
+@dataclass(frozen=True)
+class LayerSpec:
     """What a rule may know of where a layer stands."""
 
     index: int  # position among the layers, bottom first
@@ -238,7 +239,7 @@ class LayerView:
         self._layer, self._channels, self._weight, self._ledger = layer, channels, weight, ledger
 
     def __getattr__(self, name: str) -> Any:
-        if name in LayerSpec._fields:
+        if name in LayerSpec.__dataclass_fields__:
             return getattr(self.spec, name)
         raise AttributeError(f"a LayerView has no {name!r}")
 

@@ -88,7 +88,7 @@ class Bus:
                 count,
             )
             for spec, layer, params, aux in zip(
-                engine.specs, engine.net.leaves, state.params, state.aux
+                engine.specs, engine.net.leaves, state.params, state.aux, strict=True
             )
         ]
 
@@ -122,14 +122,13 @@ class Bus:
                 v = self.views[leaf]
                 s = Signals(signals, top, self.ledger, v.spec)
                 value[i] = out = self._call("forward", v, m, s)
-                if self.ledger is not None:
-                    self._count_up(v, out)
+                self._count_up(v, out)
                 if update:
                     self._apply(v, s)
                     v.traces.clear()
                     v.state.clear()
-            for s in self._engine.last_use[i]:
-                del value[s]
+            for done in self._engine.last_use[i]:
+                del value[done]
             self._hold(*value.values())
         end = value[len(self._engine.net.nodes) - 1]
         self.tangent = end.tangent
@@ -267,7 +266,7 @@ class Bus:
         if self._batch is not None:
             issued |= {"target": self._batch.y, "input": self._batch.x}
         for name, value in signals.items():
-            self._declared(Channel, name, f"broadcast {name!r}")
+            self._declared(name, f"broadcast {name!r}")
             if name in issued and value is not issued[name]:
                 raise LocalityError(
                     f"the broadcast {name!r} must be the array that the bus or the batch holds "
@@ -275,12 +274,11 @@ class Bus:
                     f"name says. Transform it inside the layer."
                 )
 
-    def _declared(self, kind: Any, name: str, did: str) -> None:
-        known = {c.value for c in kind}
-        if name not in known:
+    def _declared(self, name: str, did: str) -> None:
+        if name not in {c.value for c in Channel}:
             raise LocalityError(
                 f"{type(self.rule).__name__} {did}, but there is no such channel; there are: "
-                f"{', '.join(c.value for c in kind)}."
+                f"{', '.join(c.value for c in Channel)}."
             )
         if name not in {c.value for c in self.rule.channels}:
             declared = sorted(c.value for c in self.rule.channels) or "no channel"
@@ -291,7 +289,8 @@ class Bus:
 
     def _count_up(self, v: LayerView, out: Message) -> None:
         if out.tangent is not None:
-            self._declared(Channel, "tangent", "sent a tangent up")
+            self._declared("tangent", "sent a tangent up")
+        if out.tangent is not None and self.ledger is not None:
             self.ledger.record("tangent", v.spec.index, out.tangent.size)
 
     def _count_down(self, v: LayerView, message: Any) -> None:
@@ -299,7 +298,7 @@ class Bus:
             return
         used = next((c for c in DOWNWARD if c in self.rule.channels), None)
         if used is None:
-            self._declared(Channel, "feedback", f"sent a message down from {v.spec.name!r}")
+            self._declared("feedback", f"sent a message down from {v.spec.name!r}")
         elif self.ledger is not None:
             self.ledger.record(used, v.spec.index, message.size)
 

@@ -57,9 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="fflearn", description="Train neural networks without backpropagation."
-    )
+    parser = _Parser(prog="fflearn", description="Train neural networks without backpropagation.")
     parser.add_argument("--version", action="version", version=f"fflearn {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     _compare_options(commands.add_parser("compare", help="train several rules, print one table"))
@@ -220,7 +218,9 @@ def _check(args: argparse.Namespace) -> int:
 
     results = check(args.rule)
     for name, verdict in results:
-        print(f"{'ok  ' if verdict == 'ok' else 'FAIL'}  {name}{'' if verdict == 'ok' else ': ' + verdict}")
+        print(
+            f"{'ok  ' if verdict == 'ok' else 'FAIL'}  {name}{'' if verdict == 'ok' else ': ' + verdict}"
+        )
     failed = sum(verdict != "ok" for _, verdict in results)
     print(f"{len(results) - failed} of {len(results)} checks passed")
     return 1 if failed else 0

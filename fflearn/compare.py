@@ -162,9 +162,7 @@ def _tuned(run: Run, data: DataSet, quiet: bool) -> tuple[float, list[dict[str, 
     return max(trials, key=lambda t: t["accuracy"])["factor"], trials
 
 
-def _record(
-    run: Run, data: DataSet, progress: Progress, trials: list[dict[str, float]]
-) -> Record:
+def _record(run: Run, data: DataSet, progress: Progress, trials: list[dict[str, float]]) -> Record:
     engine, state, e = progress.engine, progress.state, run.experiment
     by = {p: accuracy(engine, state, data.x_test, data.y_test, p) for p in engine.rule.predictors}
     channels = sorted(engine.rule.channels, key=list(Channel).index)
@@ -231,7 +229,7 @@ def table(records: Iterable[Mapping[str, Any]]) -> str:
     lines = [
         "  ".join(
             cell.ljust(w) if i in left else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, width))
+            for i, (cell, w) in enumerate(zip(row, width, strict=True))
         ).rstrip()
         for row in rows
     ]

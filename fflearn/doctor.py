@@ -51,7 +51,9 @@ def _threading_layer() -> str:
 def shown(found: dict[str, Any]) -> str:
     """The examination as lines of text."""
     m = found["machine"]
-    lines = [f"machine    {m['processor']}, {m['cores']} cores, {m['memory_gib']} GiB, {m['system']}"]
+    lines = [
+        f"machine    {m['processor']}, {m['cores']} cores, {m['memory_gib']} GiB, {m['system']}"
+    ]
     lines.append("versions   " + ", ".join(f"{n} {v}" for n, v in found["versions"].items()))
     lines += [f"backend    {name}: {state}" for name, state in found["backends"].items()]
     lines.append(f"threads    numba's layer: {found['threading_layer']}")

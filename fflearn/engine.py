@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,7 @@ class Engine:
                 leaf in tops,
             )
             fed = self.rule.in_shape(spec.in_shape, spec)
-            spec = spec._replace(in_shape=fed, out_shape=layer.out_shape(fed))
+            spec = replace(spec, in_shape=fed, out_shape=layer.out_shape(fed))
             shapes.append(spec.out_shape)
             self.specs += (spec,)
         self.out_shape = shapes[-1]
@@ -146,7 +147,7 @@ class Engine:
         if not self.objective.at_output:
             raise SpecError(f"{self.objective.kind} compares activity with a phase, not labels.")
         if rule.needs_linear:
-            for spec, layer in zip(self.specs, self.net.leaves):
+            for spec, layer in zip(self.specs, self.net.leaves, strict=True):
                 if not layer.linear:
                     raise SpecError(f"{name} needs layers linear in their input; not {spec.name!r}")
 
@@ -157,7 +158,7 @@ class Engine:
             raise SpecError(f"a seed needs to be a whole number from 0 on; got {seed!r}.")
         dtype, root = np.dtype(self.dtype), Key(int(seed))
         params, aux, opt = [], [], []
-        for spec, layer in zip(self.specs, self.net.leaves):
+        for spec, layer in zip(self.specs, self.net.leaves, strict=True):
             params.append(Slots(layer.init(root.fold("init", spec.index), spec.in_shape, dtype)))
             key = root.fold("rule", spec.index)
             v = LayerView(
@@ -219,8 +220,7 @@ class Engine:
         batch = self._checked_batch(batch)
         variant = self.rule.variant(self.settings_at(state.step)[0], self.specs)
         program = (batch.x.shape, variant, batch.weight is None)
-        counted = self._counted.get(program)
-        ledger = Ledger(batch=len(batch.x)) if counted is None else None
+        ledger = None if program in self._counted else Ledger(batch=len(batch.x))
         key = Key(state.seed).using(self.kernels).at(state.step).fold("step")
         with self.kernels.running(self.threads):
             bus = wire(self, state, batch, key, train, variant, observe, ledger)
@@ -232,8 +232,8 @@ class Engine:
         if "loss" not in info and local:
             info["loss"] = sum(local) / len(local)
         if ledger is not None:
-            counted = self._counted[program] = ledger
-        return info, counted
+            self._counted[program] = ledger
+        return info, self._counted[program]
 
     def predict(self, state: State, x: Any, by: str = "", rows: int = 1000) -> np.ndarray:
         """Scores (N, C) for samples (N, *in); the best class has the highest score.

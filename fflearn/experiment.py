@@ -145,8 +145,10 @@ class Experiment:
     # -- the runs --------------------------------------------------------------------------------
     def resolved(self, n_classes: int) -> Experiment:
         """The experiment with network and rules spelled out."""
-        net = self.net or NETS.get(self.data) or (
-            f"dense 256 relu | dense 256 relu | dense {n_classes}"
+        net = (
+            self.net
+            or NETS.get(self.data)
+            or (f"dense 256 relu | dense 256 relu | dense {n_classes}")
         )
         return replace(self, net=net, rules=self.rules or tuple(available_rules()))
 
@@ -236,7 +238,9 @@ class Run:
             own = {}
         momentum = {f.name for f in fields(OPTIMIZERS[name])} >= {"momentum"}
         if "momentum" in chosen and not momentum:
-            raise SpecError(f"{name} has no momentum setting. Type --optimizer sgd, or leave it out.")
+            raise SpecError(
+                f"{name} has no momentum setting. Type --optimizer sgd, or leave it out."
+            )
         return optimizer(name, **{**own, **chosen})
 
     def spec(self) -> dict[str, Any]:
@@ -287,7 +291,7 @@ def _whole(name: str, value: Any, least: int) -> None:
 
 def _fits(value: Any, kind: str) -> bool:
     """Whether a TOML value fits a field's annotation."""
-    kinds = {"str": str, "int": int, "bool": bool, "float": (int, float)}
+    kinds: dict[str, Any] = {"str": str, "int": int, "bool": bool, "float": (int, float)}
     words = [w.strip() for w in kind.split("|")]
     if isinstance(value, bool):
         return "bool" in words

@@ -98,7 +98,7 @@ def poisoned(state: State, but: set[int]) -> Iterator[None]:
                     slots[name] = np.nan
             yield
     finally:
-        for slots, values in zip(others, kept):
+        for slots, values in zip(others, kept, strict=True):
             for name, a in values.items():
                 slots[name] = a
 
@@ -119,7 +119,8 @@ def poison(tried: Bench) -> Report:
         expected = of_layer(clean, spec.index)
         finite = all(np.isfinite(g).all() for _, g in seen)
         same = len(seen) == len(expected) and all(
-            p == q and a.tobytes() == b.tobytes() for (p, a), (q, b) in zip(seen, expected)
+            p == q and a.tobytes() == b.tobytes()
+            for (p, a), (q, b) in zip(seen, expected, strict=True)
         )
         verdicts.append(Verdict(spec.name, finite, same))
     return Report(tuple(verdicts), bool(CARRIES_WEIGHTS & engine.rule.channels))
@@ -154,7 +155,7 @@ class ListeningBus(Bus):
 
     def __init__(self, *args: Any, heard: list[list[np.ndarray]], **named: Any):
         super().__init__(*args, **named)
-        for v, rows in zip(self.views, heard):
+        for v, rows in zip(self.views, heard, strict=True):
             v._layer = _Ear(v._layer, rows)
 
 
@@ -177,9 +178,9 @@ def blind_change(tried: Bench, tolerance: float = 1e-9) -> Report:
         w[...] = before
         for layer in range(len(depends)):
             if layer != changed:
-                pairs = zip(of_layer(clean, layer), of_layer(found, layer))
+                pairs = zip(of_layer(clean, layer), of_layer(found, layer), strict=True)
                 depends[layer] |= any(_far(b, a) > tolerance for (_, a), (_, b) in pairs)
-    verdicts = [Verdict(s.name, True, not d) for s, d in zip(engine.specs, depends)]
+    verdicts = [Verdict(s.name, True, not d) for s, d in zip(engine.specs, depends, strict=True)]
     return Report(tuple(verdicts), bool(CARRIES_WEIGHTS & engine.rule.channels))
 
 

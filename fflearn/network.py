@@ -73,7 +73,7 @@ class Network:
 
         drawn = (
             layer.init(Key(0), shape, np.float32)
-            for layer, shape in zip(self.leaves, self.input_shapes(in_shape))
+            for layer, shape in zip(self.leaves, self.input_shapes(in_shape), strict=True)
         )
         return sum(math.prod(a.shape) for p in drawn for a in p.values())
 

@@ -42,6 +42,6 @@ def predict_file(checkpoint: str | Path, samples: str | Path, by: str = "") -> s
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["label", *(f"score_{c}" for c in classes)])
-    for best, row in zip(np.argmax(scores, axis=1), scores):
+    for best, row in zip(np.argmax(scores, axis=1), scores, strict=True):
         writer.writerow([classes[best], *(f"{s:.6g}" for s in row)])
     return out.getvalue()

@@ -160,7 +160,7 @@ class TorchEngine:
             ]
             flat = [t for p in params for t in p.values()]
             optimizer = self._new_optimizer(self._torch, flat, self.optimizer)
-            for p, opt in zip(params, state.opt):
+            for p, opt in zip(params, state.opt, strict=True):
                 for name, t in p.items():
                     moments = {
                         MOMENTS[self.optimizer.name][slot[0]]: self._torch.from_numpy(a)

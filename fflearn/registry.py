@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fflearn import rules
-from fflearn.base import Rule
+from fflearn.base import Channel, Rule
 from fflearn.errors import SpecError
 
 REFERENCE = "torch"  # autograd in PyTorch, in fflearn/reference.py: no rule of the contract
@@ -218,15 +218,17 @@ def literal(text: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    return {True: "true", False: "false", None: "none"}.get(value, str(value)) if (
-        value is None or isinstance(value, bool)
-    ) else str(value)
+    return (
+        {True: "true", False: "false", None: "none"}.get(value, str(value))
+        if (value is None or isinstance(value, bool))
+        else str(value)
+    )
 
 
 def describe(name: str) -> dict[str, Any]:
     """What `fflearn rules --json` says of a rule."""
     kind = rule_class(name)
-    order = [type(c)(c.value) for c in sorted(kind.channels, key=_rank)]
+    order = sorted(kind.channels, key=_rank)
     transport = [c.transport for c in order if c.transport != "no"]
     doc = (kind.__doc__ or "").strip().splitlines()
     return {
@@ -243,5 +245,5 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
-def _rank(channel: Any) -> int:
-    return list(type(channel)).index(channel)
+def _rank(channel: Channel) -> int:
+    return list(Channel).index(channel)

@@ -81,8 +81,8 @@ class State:
 
     def copy(self) -> State:
         """An independent state with the same values."""
-        parts = ([Slots(s) for s in part] for part in (self.params, self.aux, self.opt))
-        return State(*parts, self.step, self.seed, dict(self.meta))
+        params, aux, opt = ([Slots(s) for s in p] for p in (self.params, self.aux, self.opt))
+        return State(params, aux, opt, self.step, self.seed, dict(self.meta))
 
     def restore(self, other: State) -> None:
         """Take over the values of another state of the same run, in place."""
@@ -174,10 +174,13 @@ def load(path: str | os.PathLike[str]) -> State:
     bad = next((n for n, a in arrays.items() if not np.isfinite(a).all()), None)
     if bad:
         raise CheckpointError(f"{path} holds numbers in {bad} that are not finite.")
-    return State(*_by_layer(path, arrays, head), step, seed, head)
+    params, aux, opt = _by_layer(path, arrays, head)
+    return State(params, aux, opt, step, seed, head)
 
 
-def _by_layer(path: Path, arrays: Mapping[str, np.ndarray], head: dict[str, Any]) -> Any:
+def _by_layer(
+    path: Path, arrays: Mapping[str, np.ndarray], head: dict[str, Any]
+) -> list[list[Slots]]:
     depth = head.get("depth")
     if not isinstance(depth, int) or not 0 < depth < 100_000:
         raise CheckpointError(f"{path} does not say how many layers it has.")
@@ -204,4 +207,3 @@ def check_same_arrays(
                 f"{what} has {had} at {path}, where this network and rule have {wants}. "
                 f"Use the network, rule and optimizer it was made with."
             )
-

@@ -194,7 +194,8 @@ def fit(
             _evaluate(run, force=last or run.epoch % evaluate_every == 0)
             bar.set_postfix(_shown(run))
             stop = bool(patience) and run.epoch - run.best[1] >= patience
-            stop |= any([bool(callback(run)) for callback in callbacks])
+            for callback in callbacks:
+                stop |= bool(callback(run))
             run.finished = last or stop
             if files is not None:
                 files.save(run)
@@ -300,7 +301,9 @@ class _Files:
 
     def resume(self, run: Progress) -> None:
         """Take over the state and curves of an earlier, equal run, if there is one."""
-        path = next((p for p in (self.folder / FINAL, self.folder / CHECKPOINT) if p.exists()), None)
+        path = next(
+            (p for p in (self.folder / FINAL, self.folder / CHECKPOINT) if p.exists()), None
+        )
         if path is None:
             return
         kept = load_state(path)

@@ -12,7 +12,7 @@ from fflearn.base import Batch, LayerView, Rule, Signals, Update
 class Frozen(Rule):
     """A linear read-out of random features: what a rule must beat to have trained anything.
 
-        grad W_L = mean x_L^T e,   hidden layers: none
+    grad W_L = mean x_L^T e,   hidden layers: none
     """
 
     short: ClassVar = ("control",)

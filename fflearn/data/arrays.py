@@ -30,11 +30,11 @@ def load(path: Path) -> DataSet:
     DataError
         Not an .npz file, other names in it, or pickled objects, which could run code.
     """
-    found = _read(path, _WHOLE + _SPLIT)
+    found, present = _read(path, _WHOLE + _SPLIT)
     for names in (_SPLIT, _WHOLE):
         if set(names) <= set(found):
             return from_arrays([found[name] for name in names], path.stem)
-    raise _lacks(path, f"{', '.join(_WHOLE)} or {', '.join(_SPLIT)}", found)
+    raise _lacks(path, f"{', '.join(_WHOLE)} or {', '.join(_SPLIT)}", present)
 
 
 def load_samples(path: Path) -> np.ndarray:
@@ -45,18 +45,20 @@ def load_samples(path: Path) -> np.ndarray:
     DataError
         As `load`.
     """
-    found = _read(path, ("x",))
+    found, present = _read(path, ("x",))
     if "x" not in found:
-        raise _lacks(path, "x", found)
+        raise _lacks(path, "x", present)
     x, _ = _in_unit([found["x"]])
     return checked_features(x[0], f"x of {path}")
 
 
-def _read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+def _read(path: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays of these names that an archive holds, and the names of all it holds."""
     try:
         # Opened here: np.load leaves a damaged zip file open.
         with path.open("rb") as f, np.load(f, allow_pickle=False) as archive:
-            return {name: archive[name] if name in names else None for name in archive}
+            present = list(archive)
+            return {name: archive[name] for name in present if name in names}, present
     except _DAMAGED as error:
         raise DataError(
             f"an .npz data set needs a zip file of plain arrays; got {error} in {path}. "
@@ -64,9 +66,9 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _lacks(path: Path, needed: str, found: dict[str, np.ndarray]) -> DataError:
+def _lacks(path: Path, needed: str, present: list[str]) -> DataError:
     return DataError(
-        f"an .npz data set needs the arrays {needed}; got {', '.join(found) or 'none'} in "
+        f"an .npz data set needs the arrays {needed}; got {', '.join(present) or 'none'} in "
         f"{path}. Save it with numpy.savez(path, x=x, y=y)."
     )
 

@@ -131,7 +131,12 @@ def from_words(kind: str, words: list[str]) -> Layer:
 
 
 def _typed(kind: str, name: str, value: str, annotation: Any) -> Any:
-    kinds = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}.get}
+    kinds: dict[str, Any] = {
+        "int": int,
+        "float": float,
+        "str": str,
+        "bool": {"true": True, "false": False}.get,
+    }
     try:
         converted = kinds[str(annotation)](value)
     except ValueError:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fflearn.base import Env, Trace
 from fflearn.layers import Layer
 from fflearn.layers.dense import Dense
-from fflearn.topology import Residual, Sequential, flatten, plus, shapes, spec_of
+from fflearn.topology import Node, Residual, Sequential, flatten, plus, shapes, spec_of
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,15 @@ class Block(Layer):
     """
 
     body: Sequential
+    nodes: tuple[Node, ...] = field(init=False, repr=False, compare=False)
+    leaves: tuple[Any, ...] = field(init=False, repr=False, compare=False)
 
     kind: ClassVar[str] = "block"
 
     def __post_init__(self) -> None:
         nodes, layers = flatten(self.body)
-        object.__setattr__(self, "_nodes", nodes)
-        object.__setattr__(self, "_layers", layers)
+        object.__setattr__(self, "nodes", nodes)
+        object.__setattr__(self, "leaves", layers)
 
     @classmethod
     def examples(cls) -> list[tuple[Layer, tuple[int, ...]]]:
@@ -43,7 +45,7 @@ class Block(Layer):
 
     @property
     def weights(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(f"{i}.{n}" for i, layer in enumerate(self._layers) for n in layer.weights)
+        return tuple(f"{i}.{n}" for i, layer in enumerate(self.leaves) for n in layer.weights)
 
     @property
     def linear(self) -> bool:
@@ -53,42 +55,44 @@ class Block(Layer):
         return f"block({spec_of(self.body)})"
 
     def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return shapes(self._nodes, self._layers, in_shape)[-1]
+        return shapes(self.nodes, self.leaves, in_shape)[-1]
 
     def _inputs(self, in_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        at = shapes(self._nodes, self._layers, in_shape)
+        at = shapes(self.nodes, self.leaves, in_shape)
         return [
             in_shape if n.sources[0] < 0 else at[n.sources[0]]
-            for n in self._nodes
+            for n in self.nodes
             if n.leaf is not None
         ]
 
     def init(self, key: Any, in_shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
         return {
             f"{i}.{n}": a
-            for i, (layer, shape) in enumerate(zip(self._layers, self._inputs(in_shape)))
+            for i, (layer, shape) in enumerate(
+                zip(self.leaves, self._inputs(in_shape), strict=True)
+            )
             for n, a in layer.init(key.fold(i), shape, dtype).items()
         }
 
     def weight_std(self, in_shape: tuple[int, ...]) -> dict[str, float]:
         return {
             f"{i}.{n}": s
-            for i, (layer, shape) in enumerate(zip(self._layers, self._inputs(in_shape)))
+            for i, (layer, shape) in enumerate(
+                zip(self.leaves, self._inputs(in_shape), strict=True)
+            )
             for n, s in layer.weight_std(shape).items()
         }
 
-    def forward(
-        self, k: Any, p: Mapping[str, Any], x: Any, env: Env, noise: Any = None
-    ) -> Trace:
+    def forward(self, k: Any, p: Mapping[str, Any], x: Any, env: Env, noise: Any = None) -> Trace:
         inner: dict[int, Trace] = {}
         value = {-1: x}
-        last = len(self._nodes) - 1
-        for i, (leaf, sources) in enumerate(self._nodes):
+        last = len(self.nodes) - 1
+        for i, (leaf, sources) in enumerate(self.nodes):
             if leaf is None:
                 value[i] = value[sources[0]] + value[sources[1]]
             else:
                 extra = noise if i == last else None
-                inner[i] = self._layers[leaf].forward(
+                inner[i] = self.leaves[leaf].forward(
                     k, _own(p, leaf), value[sources[0]], env, extra
                 )
                 value[i] = inner[i].y
@@ -97,8 +101,8 @@ class Block(Layer):
         return Trace(x, a, y, p, inner)
 
     def _top(self) -> Layer | None:
-        leaf = self._nodes[-1].leaf
-        return None if leaf is None else self._layers[leaf]
+        leaf = self.nodes[-1].leaf
+        return None if leaf is None else self.leaves[leaf]
 
     def act(self, k: Any, a: Any) -> Any:
         top = self._top()
@@ -106,19 +110,19 @@ class Block(Layer):
 
     def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
         top = self._top()
-        return dy if top is None else top.act_vjp(k, t.inner[len(self._nodes) - 1], dy)
+        return dy if top is None else top.act_vjp(k, t.inner[len(self.nodes) - 1], dy)
 
     def _sweep(self, k: Any, t: Trace, da: Any) -> tuple[dict[str, Any], Any]:
         """Reverse sweep inside the block -> (parameter gradients, d loss/d x)."""
-        last, grads = len(self._nodes) - 1, {}
+        last, grads = len(self.nodes) - 1, {}
         down: dict[int, Any] = {last: da}
-        for i in reversed(range(len(self._nodes))):
-            leaf, sources = self._nodes[i]
+        for i in reversed(range(len(self.nodes))):
+            leaf, sources = self.nodes[i]
             if leaf is None:
                 for s in sources:
                     down[s] = plus(down.get(s), down[i])
                 continue
-            layer, ti = self._layers[leaf], t.inner[i]
+            layer, ti = self.leaves[leaf], t.inner[i]
             own = down[i] if i == last else layer.act_vjp(k, ti, down[i])
             grads.update({f"{leaf}.{n}": g for n, g in layer.param_vjp(k, ti, own).items()})
             down[sources[0]] = plus(down.get(sources[0]), layer.input_vjp(k, ti, own))
@@ -129,19 +133,19 @@ class Block(Layer):
 
     def input_vjp(self, k: Any, t: Trace, da: Any) -> Any:
         full = {
-            i: ti._replace(params=_own(t.params, self._nodes[i].leaf)) for i, ti in t.inner.items()
+            i: ti._replace(params=_own(t.params, self.nodes[i].leaf)) for i, ti in t.inner.items()
         }
         return self._sweep(k, t._replace(inner=full), da)[1]
 
     def jvp(self, k: Any, t: Trace, dx: Any, dp: Mapping[str, Any]) -> Any:
         value: dict[int, Any] = {-1: dx}
-        for i, (leaf, sources) in enumerate(self._nodes):
+        for i, (leaf, sources) in enumerate(self.nodes):
             value[i] = (
                 plus(value[sources[0]], value[sources[1]])
                 if leaf is None
-                else self._layers[leaf].jvp(k, t.inner[i], value[sources[0]], _own(dp, leaf))
+                else self.leaves[leaf].jvp(k, t.inner[i], value[sources[0]], _own(dp, leaf))
             )
-        return value[len(self._nodes) - 1]
+        return value[len(self.nodes) - 1]
 
 
 def _own(p: Mapping[str, Any], leaf: int | None) -> dict[str, Any]:

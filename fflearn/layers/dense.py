@@ -13,6 +13,7 @@ from fflearn.base import Env, Trace
 from fflearn.errors import SpecError
 from fflearn.kernels.reference import ACTIVATIONS, Product
 from fflearn.layers import Layer
+from fflearn.topology import plus
 
 CHOICES = {
     "activation": tuple(ACTIVATIONS),
@@ -77,7 +78,8 @@ class Dense(Layer):
     def init(self, key: Any, in_shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
         shape, std = (math.prod(in_shape), self.units), self.weight_std(in_shape)["W"]
         if self.draw == "xavier":
-            w = (2 * key.fold("W").uniform(shape, dtype) - 1) * (math.sqrt(3) * std)
+            # Drawn in float64, as normal draws are, so that both precisions start alike.
+            w = (2 * key.fold("W").uniform(shape, np.float64) - 1) * (math.sqrt(3) * std)
         else:
             w = key.fold("W").normal(shape, dtype) * std
         p = {"W": w.astype(dtype, copy=False)}
@@ -92,9 +94,7 @@ class Dense(Layer):
         gain = 2 if self.draw == "kaiming" and self.activation in ("relu", "gelu") else 1
         return {"W": math.sqrt(gain / n_in)}
 
-    def forward(
-        self, k: Any, p: Mapping[str, Any], x: Any, env: Env, noise: Any = None
-    ) -> Trace:
+    def forward(self, k: Any, p: Mapping[str, Any], x: Any, env: Env, noise: Any = None) -> Trace:
         n = flat = x.reshape(len(x), -1)
         if self.norm != "none":
             n = k.normalize(flat, self.norm)
@@ -118,14 +118,14 @@ class Dense(Layer):
         return dx.reshape(t.x.shape)
 
     def jvp(self, k: Any, t: Trace, dx: Any, dp: Mapping[str, Any]) -> Any:
-        da = 0
-        if "W" in dp:
-            da = k.matmul(t.inner, dp["W"])
-        if "b" in dp:
-            da = da + dp["b"]
+        da = k.matmul(t.inner, dp["W"]) if "W" in dp else None
         if dx is not None:
             dn = dx.reshape(len(dx), -1)
             if self.norm != "none":
                 dn = k.normalize_jvp(dn, t.x.reshape(dn.shape), t.inner, self.norm)
-            da = da + k.matmul(dn, t.params["W"])
+            da = plus(da, k.matmul(dn, t.params["W"]))
+        if da is None:
+            da = np.zeros_like(t.a)
+        if "b" in dp:
+            da = da + dp["b"]
         return k.act_vjp(da, t.a, t.y, self.activation)  # pointwise: the jvp is the vjp

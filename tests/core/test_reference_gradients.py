@@ -19,8 +19,8 @@ from fflearn.state import load
 pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from fflearn.kernels.reference import ACTIVATIONS, NORMS  # noqa: E402
-from fflearn.reference import TorchEngine, describe  # noqa: E402
+from fflearn.kernels.reference import ACTIVATIONS, NORMS
+from fflearn.reference import TorchEngine, describe
 
 ENDS = (2, 3, 5, 7)  # sizes of input and output
 # Hidden sizes: with very few units a row may have one live unit, whose normalised activity is
@@ -88,7 +88,9 @@ def test_backprop_is_autograd_on_random_networks(backend, dtype):
         )
         theirs = TorchEngine(spec, (n_in,), n_classes, objective=objective, dtype=dtype)
         state = ours.init(case)
-        for mine, other in zip(ours.updates(state, batch), theirs.updates(state, batch)):
+        for mine, other in zip(
+            ours.updates(state, batch), theirs.updates(state, batch), strict=True
+        ):
             assert set(mine.grads) == set(other.grads)
             for name, g in mine.grads.items():
                 far = distance(ours.kernels.formed(g), other.grads[name])

@@ -24,7 +24,7 @@ def test_the_gradient_is_the_slope_of_the_loss(objective):
     engine = Engine(engine.net, engine.rule, (11,), 3, objective=objective, dtype="float64")
     batch = batch._replace(weight=np.linspace(0.5, 2, 7))
     updates, h = engine.updates(state, batch), 1e-6
-    for u, slots in zip(updates, state.params):
+    for u, slots in zip(updates, state.params, strict=True):
         for name, g in u.grads.items():
             direction = np.cos(np.arange(slots[name].size)).reshape(slots[name].shape)
             start = slots[name].copy()

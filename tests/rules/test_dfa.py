@@ -39,7 +39,9 @@ def test_with_random_matrices_it_is_neither():
 @pytest.mark.parametrize("width", [64, 256, 1024])
 @pytest.mark.parametrize("n_classes", [2, 10])
 def test_the_projected_error_has_the_same_size_at_every_width(width, n_classes, shared):
-    engine = Engine(f"dense {width} | dense {n_classes}", rule("dfa", shared=shared), (3,), n_classes)
+    engine = Engine(
+        f"dense {width} | dense {n_classes}", rule("dfa", shared=shared), (3,), n_classes
+    )
     e = np.cos(np.arange(n_classes))
     ratios = [
         np.linalg.norm(e @ engine.init(seed).aux[0]["B"]) / np.linalg.norm(e) for seed in range(20)
@@ -48,9 +50,7 @@ def test_the_projected_error_has_the_same_size_at_every_width(width, n_classes, 
 
 
 def test_scale_is_a_factor_on_the_matrix():
-    plain, doubled = (
-        bench(lambda s=s: rule("dfa", scale=s)).state.aux[0]["B"] for s in (1.0, 2.0)
-    )
+    plain, doubled = (bench(lambda s=s: rule("dfa", scale=s)).state.aux[0]["B"] for s in (1.0, 2.0))
     np.testing.assert_allclose(doubled, 2 * plain)
 
 

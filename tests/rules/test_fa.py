@@ -19,7 +19,7 @@ def test_with_the_forward_weights_it_is_backprop(hidden):
     fa, state, batch = bench(lambda: rule("fa"), hidden)
     bp, _, _ = bench(lambda: rule("backprop"), hidden)
     random = dict(learned(fa, fa.updates(state, batch)))
-    for aux, params in zip(state.aux, state.params):
+    for aux, params in zip(state.aux, state.params, strict=True):
         for name in aux:
             aux[name] = params[name]
     exact = dict(learned(bp, bp.updates(state, batch)))
@@ -37,7 +37,10 @@ def test_feedback_is_drawn_as_the_weights_and_stays_fixed():
     engine, state, batch = bench(lambda: rule("fa"), "dense 301 relu | dense 211 tanh")
     b, w = state.aux[1]["W"].copy(), state.params[1]["W"].copy()
     assert list(state.aux[0]) == []
-    assert b.std() == pytest.approx(w.std(), rel=0.02) and abs(np.corrcoef(b.flat, w.flat)[0, 1]) < 0.02
+    assert (
+        b.std() == pytest.approx(w.std(), rel=0.02)
+        and abs(np.corrcoef(b.flat, w.flat)[0, 1]) < 0.02
+    )
     engine.step(state, batch)
     assert (state.aux[1]["W"] == b).all() and (state.params[1]["W"] != w).any()
 

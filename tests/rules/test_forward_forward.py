@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
+from fflearn import locality
 from fflearn.base import Batch
 from fflearn.bus import Bus
 from fflearn.checks import bench, learned, same_bits, samples
@@ -18,7 +21,7 @@ HIDDEN = "dense 17 relu | dense 13 tanh | dense 12 gelu"
 
 
 def made(hidden: str = HIDDEN, **settings):
-    return bench(lambda: rule("ff", **settings), hidden)
+    return bench(lambda: rule("ff", **{"negatives": "wrong", **settings}), hidden)
 
 
 def heard(engine, state, batch):
@@ -86,9 +89,7 @@ def test_a_step_computed_by_hand():
     # One unit; x = 3 and one label place of two, so n = (3, 1, 0) / r, r^2 = 10/3 (rms norm).
     # W = (1, 1, 0), b = 0: a = y = 4/r for the right label and 3/r for the wrong one, which
     # writes to the other place.  g = 4.8 and 2.7; theta = 1; u = -3.8 and 1.7.
-    engine = Engine(
-        "dense 1 relu | dense 2", rule("ff", peer=0.0), (1,), 2, dtype="float64"
-    )
+    engine = Engine("dense 1 relu | dense 2", rule("ff", peer=0.0), (1,), 2, dtype="float64")
     state = engine.init(0)
     state.params[0]["W"] = [[1], [1], [0]]
     first, head = engine.updates(state, Batch(np.array([[3.0]]), np.array([[1.0, 0.0]])))
@@ -131,14 +132,13 @@ def test_the_first_mean_logit_is_minus_half_the_units(units):
 
 @pytest.mark.parametrize("head", [True, False])
 def test_greedy_trains_one_layer_per_stage(head):
-    engine = Engine(
-        f"{HIDDEN} | dense 3", rule("ff", schedule="greedy", head=head), (11,), 3, horizon=(1, 12)
-    )
+    greedy = rule("ff", schedule="greedy", negatives="wrong", head=head)
+    engine = Engine(f"{HIDDEN} | dense 3", greedy, (11,), 3, horizon=(1, 12))
     state, batch, stages = engine.init(0), samples(7, 3), []
     for _ in range(12):
         before = state.copy()
         engine.step(state, batch)
-        pairs = enumerate(zip(state.params, before.params))
+        pairs = enumerate(zip(state.params, before.params, strict=True))
         stages.append([i for i, (a, b) in pairs if (a["W"] != b["W"]).any()])
     if head:
         assert stages[:9] == [[0]] * 3 + [[1]] * 3 + [[2]] * 3
@@ -154,6 +154,7 @@ def test_peer_normalisation_revives_a_silent_unit(peer, revives):
     )
     state, batch = engine.init(0), samples(50, 3)
     state.params[0]["b"][0] = -5
+
     def alive() -> float:
         return heard(engine, state, batch)[0][0]["x"].y[:, 0].max()
 
@@ -178,7 +179,7 @@ def test_the_head_reads_normalised_activity_and_does_not_teach_the_layers_below(
         engine.step(state, batch)
         without.step(other, batch)
     hidden = [i for i, spec in enumerate(engine.specs) if not spec.is_output]
-    for i, j in zip(hidden, range(3)):
+    for i, j in zip(hidden, range(3), strict=True):
         assert (state.params[i]["W"] == other.params[j]["W"]).all()
 
 
@@ -253,6 +254,21 @@ def test_every_label_embedding_trains(label):
     assert engine.specs[0].in_shape == embedding(label, (4, 4, 2), 3, 1.0).shape((4, 4, 2), 3)
     assert same_bits(before, state) and state.first_bad() is None
     assert engine.predict(state, batch.x).shape == (4, 3)
+
+
+SETTINGS = [
+    {"negatives": "all_wrong"},
+    {"negatives": "hard"},
+    {"negatives": "wrong", "schedule": "greedy"},
+    {"negatives": "wrong", "head": False, "peer": 0.0},
+    {"goodness": "l2", "norm": "unit", "temperature": 2.0, "label": "overlay"},
+]
+
+
+@pytest.mark.parametrize("check", locality.ALL, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_every_check_holds_with_other_settings(settings, check):
+    check(partial(rule, "ff", **settings))
 
 
 # ---- wrong use ------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def test_the_output_layer_learns_as_under_backprop_and_the_others_do_not():
         assert g.tobytes() == exact[path].tobytes()
     before = state.copy()
     engine.step(state, batch)
-    for i, (now, then) in enumerate(zip(state.params, before.params)):
+    for i, (now, then) in enumerate(zip(state.params, before.params, strict=True)):
         assert all((now[n] == then[n]).all() for n in now) == (i < 3)
 
 

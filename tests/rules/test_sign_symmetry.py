@@ -77,7 +77,7 @@ def test_where_all_weights_have_the_initial_size_it_is_backprop():
     found = []
     for name in ("usf", "backprop"):
         engine, state, batch = bench(lambda name=name: rule(name))
-        for spec, layer, slots in zip(engine.specs, engine.net.leaves, state.params):
+        for spec, layer, slots in zip(engine.specs, engine.net.leaves, state.params, strict=True):
             slots["W"] = layer.weight_std(spec.in_shape)["W"] * np.sign(slots["W"])
         found.append(dict(learned(engine, engine.updates(state, batch))))
     for path, g in found[0].items():

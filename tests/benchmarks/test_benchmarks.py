@@ -1,0 +1,327 @@
+"""The benchmarks run, say what they should in JSON, and the page of results follows the records."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks import autograd, bare, memory, replay, results, rules, timing
+from benchmarks.machine import sentence
+from benchmarks.results import Recipe
+from fflearn.errors import SpecError
+from fflearn.experiment import Experiment
+
+# ---- time -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", bare.STEPS)
+def test_bare_loop_computes_what_the_engine_does(rule):
+    size = rules.Size("tiny", "dense 12 relu | dense 9 relu | dense 4", 7, 5)
+    through, loop = (rules.engine_of(rule, size, 1) for _ in range(2))
+    for engine in (through, loop):
+        engine.optimizer = replace(engine.optimizer, lr=0.01)
+    batch, _ = size.data()
+    a, b = through.init(3), loop.init(3)
+    step = bare.STEPS[rule](loop, b, batch)
+    for _ in range(4):
+        info, _ = through.step(a, batch)
+        with loop.kernels.running(1):
+            loss = step()
+        assert float(loss) == float(info["loss"])
+    assert a.step == b.step
+    for path, array in a.arrays().items():
+        np.testing.assert_array_equal(array, b.arrays()[path], path)
+
+
+@pytest.mark.torch
+def test_autograd_step_is_backprop_on_the_same_weights():
+    size = rules.Size("tiny", "dense 12 relu | dense 9 tanh | dense 4", 7, 5)
+    engine = rules.engine_of("backprop", size, 1)
+    engine.optimizer = replace(engine.optimizer, lr=0.01)
+    batch, _ = size.data()
+    state = engine.init(3)
+    step, model = autograd.autograd_step(engine, state, batch)
+    for _ in range(5):
+        loss = step().item()
+        info, _ = engine.step(state, batch)
+        assert loss == pytest.approx(float(info["loss"]), rel=1e-4)
+    theirs = [p.detach().numpy().T for p in model.parameters()]
+    ours = [p[name] for p in state.params for name in ("W", "b")]
+    for mine, other in zip(ours, theirs, strict=True):
+        # 5 Adam steps of 0.01: an entry whose gradient is near 0 may go a little elsewhere
+        np.testing.assert_allclose(mine, other, atol=2e-4)
+
+
+def test_autograd_needs_a_chain_of_plain_dense_layers():
+    size = rules.Size("tiny", "dense 7 relu norm=rms | dense 4", 7, 5)
+    assert not autograd.chain(rules.engine_of("backprop", size, 1))
+
+
+def test_rules_quick(tmp_path, capsys):
+    path = tmp_path / "rules.json"
+    options = ["--quick", "--rules", "backprop,dfa[scale=2]", "--threads", "1"]
+    assert rules.main([*options, "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert {"processor", "cores", "memory_gib", "system", "threads", "dtype"} <= set(
+        found["machine"]
+    )
+    assert {"numpy", "numba", "fflearn"} <= set(found["versions"])
+    assert [s["name"] for s in found["sizes"]] == ["wide", "small"]
+    assert all({"net", "inputs", "batch"} <= set(s) for s in found["sizes"])
+    keys = {"size", "name", "against", "ratio", "ratio_spread", "median_ms", "spread", "rounds"}
+    assert all(keys <= set(row) for row in found["rows"])
+    engine = [row for row in found["rows"] if "microseconds" in row]
+    assert [row["name"] for row in engine] == list(bare.STEPS)
+    named = [row["name"] for row in found["rows"] if row["size"] == "wide"]
+    assert named[-2:] == ["backprop", "dfa[scale=2]"]
+    assert "ratio" in capsys.readouterr().out
+
+
+def test_rules_without_torch_leave_the_ratio_open(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(autograd, "available", lambda: False)
+    path = tmp_path / "rules.json"
+    options = ["--quick", "--rules", "dfa", "--net", "dense 8 relu | dense 3", "--inputs", "6"]
+    assert rules.main([*options, "--batch", "4", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    (row,) = found["rows"]
+    assert row["ratio"] is None and row["median_ms"] > 0
+    assert autograd.MISSING in found["notes"]
+    assert autograd.MISSING in capsys.readouterr().out
+
+
+def test_round_robin_takes_turns():
+    said = []
+    turns = {name: lambda n, name=name: said.append((name, n)) for name in "ab"}
+    times = timing.round_robin(turns, 3, 1e-5)
+    assert {name: len(t) for name, t in times.items()} == {"a": 3, "b": 3}
+    assert re.fullmatch("(aabb){3}", "".join(name for name, _ in said[-12:]))
+
+
+def test_spread_is_the_interquartile_range():
+    assert timing.spread([1, 2, 3, 4, 5]) == 2
+    assert timing.spread([7.0]) == 0
+    assert timing.ratios([2.0, 9.0], [1.0, 3.0]) == [2.0, 3.0]
+
+
+# ---- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_memory_quick(tmp_path, capsys):
+    path = tmp_path / "memory.json"
+    assert memory.main(["--quick", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    by_name = {row["name"]: row for row in found["rows"]}
+    assert set(by_name) == set(memory.RULES)
+    assert by_name["backprop"]["ratio"] == 1
+    assert all(set(row["peak_bytes"]) == {"4", "8"} for row in by_name.values())
+    assert [row["name"] for row in found["process"]] == list(memory.IN_PROCESS)
+    assert "kB/layer" in capsys.readouterr().out
+
+
+def test_forward_forward_holds_one_layer_at_any_depth():
+    rows = memory.over_depth(
+        ("backprop", "forward_forward[head=false,negatives=wrong]"), (4, 8, 16), 32, 16
+    )
+    assert rows[0]["bytes_per_layer"] > 2 * 32 * 16 * 4  # a and y of every layer
+    assert rows[1]["ratio"] < 0.01
+
+
+# ---- results --------------------------------------------------------------------------------------
+
+MACHINE = {"processor": "Z80", "cores": 1, "memory_gib": 0.1, "threads": 1, "dtype": "float32"}
+
+
+def made_up(
+    recipe: Recipe, accuracies: dict[tuple[str, int], float | dict[str, float]]
+) -> list[dict]:
+    """Records of the recipe's runs with these accuracies, as they would be read from files."""
+    records = []
+    for run in recipe.experiment.resolved(10).runs():
+        found = accuracies.get((run.label, run.seed))
+        if found is None:
+            continue
+        by = found if isinstance(found, dict) else {"logits": found}
+        records.append(
+            {
+                "label": run.label,
+                "seed": run.seed,
+                "spec": run.spec(),
+                "epochs": recipe.experiment.epochs,
+                "test_accuracy": next(iter(by.values())),
+                "accuracies": by,
+                "train_seconds": 10.0 + run.seed,
+                "peak_learning_bytes": 1_500_000,
+                "floats_per_sample": {"error": 20.0, "activity": 1024.0},
+                "weight_transport": "no",
+                "fingerprint": MACHINE,
+            }
+        )
+    return json.loads(json.dumps(records))
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    experiment = Experiment(
+        name="made-up",
+        rules=("dfa", "forward_forward"),
+        net="dense 8 relu | dense 10",
+        epochs=10,
+        seeds=(0, 1, 2),
+        lr=0.01,
+        weight_decay=(0.1, 0.01),
+        settings={"forward_forward.negatives": "hard"},
+    )
+    published = {
+        "title": "A made-up table",
+        "source": "Nobody (1999)",
+        "epochs": 20,
+        "rows": {
+            "dfa": {"accuracy": 92.0, "epochs": 10, "note": "the seed was unlucky."},
+            "forward_forward": {"accuracy": [89.0, 95.0]},
+            "forward_forward, softmax": {"accuracy": 80.0},
+        },
+    }
+    return Recipe(experiment, published)
+
+
+@pytest.fixture
+def records(recipe) -> list[dict]:
+    found = {("dfa", 0): 0.90, ("dfa", 1): 0.92, ("dfa", 2): 0.91}
+    ways = {"goodness": 0.85, "softmax": 0.87}
+    return made_up(recipe, {**found, ("forward_forward", 0): ways})
+
+
+def test_rows_hold_the_numbers(recipe, records):
+    dfa, goodness, softmax = results.rows_of(recipe, records)
+    assert dfa.cells() == [
+        "dfa", "91.00 ± 0.58", "92.00 (Nobody (1999))", "10 of 10", "3", "11", "1.5",
+        "1024 activity + 20 error", "no",
+    ]  # fmt: skip
+    assert goodness.cells()[:5] == [
+        "forward_forward, goodness", "85.00", "89.00 to 95.00 (Nobody (1999))",
+        "10 of 20, not run at full length", "1 of 3",
+    ]  # fmt: skip
+    assert softmax.cells()[:3] == [
+        "forward_forward, softmax", "87.00", "80.00 (Nobody (1999))",
+    ]  # fmt: skip
+
+
+def test_shortfalls_are_explained_and_only_they(recipe, records):
+    dfa, goodness, softmax = results.rows_of(recipe, records)
+    assert dfa.explanation() == (
+        "dfa is 1.00 points below the published number: the seed was unlucky."
+    )
+    assert goodness.explanation() == (
+        "forward_forward, goodness is 10.00 points below the published number: no explanation is "
+        "known. It ran 10 of the 20 epochs."
+    )
+    assert softmax.explanation() == ""
+
+
+@pytest.mark.parametrize(("mean", "short"), [(0.9171, False), (0.9169, True)])
+def test_shortfall_allows_three_tenths_of_a_point_and_one_standard_error(recipe, mean, short):
+    one = made_up(recipe, {("dfa", 0): mean})
+    assert bool(results.rows_of(recipe, one)[0].shortfall) is short
+    wide = made_up(recipe, {("dfa", 0): mean - 0.02, ("dfa", 1): mean + 0.02})
+    assert not results.rows_of(recipe, wide)[0].shortfall
+
+
+def test_records_of_other_settings_stay_out(recipe, records):
+    records[0]["spec"]["epochs"] = 11
+    assert [len(row.records) for row in results.rows_of(recipe, records)] == [2, 1, 1]
+
+
+def test_recipe_without_rules_takes_those_of_the_records(recipe):
+    open_one = Recipe(replace(recipe.experiment, rules=(), settings={}))
+    named = replace(open_one.experiment, rules=("dfa", "frozen", "torch", "backprop"))
+    found = {(rule, 0): 0.9 for rule in named.rules}
+    records = made_up(Recipe(named), found)
+    rows = results.rows_of(open_one, [*records, records[0] | {"label": "long_gone"}])
+    assert [row.name for row in rows] == ["backprop", "torch", "frozen", "dfa"]
+    assert rows[0].cells()[2] == "none"
+
+
+def test_page_is_a_function_of_recipes_and_records(recipe, records):
+    other = Recipe(replace(recipe.experiment, name="other"), {"title": "Another"})
+    recipes, found = [recipe, other], {"made-up": records}
+    text = results.page(recipes, found)
+    assert text == results.page(recipes, {"made-up": list(reversed(records))})
+    assert "## A made-up table" in text and "machine: Z80, 1 logical core" in text
+    assert "`python -m benchmarks.replay made-up`" in text
+    assert "lr = 0.01, weight_decay = (0.1, 0.01)" in text
+    assert "Not run yet. Type `python -m benchmarks.replay other`." in text
+    assert "| dfa | 91.00 ± 0.58 |" in text
+    assert text.endswith("\n") and not text.endswith("\n\n")
+
+
+def test_write_reads_files(tmp_path, recipe, records):
+    recipes, found = tmp_path / "recipes", tmp_path / "results"
+    recipes.mkdir()
+    lines = [recipe.experiment.dump(), "[published.rows]", "dfa = { accuracy = 92.0 }"]
+    (recipes / "made-up.toml").write_text("\n".join(lines))
+    (found / "made-up" / "records").mkdir(parents=True)
+    for i, record in enumerate(records):
+        (found / "made-up" / "records" / f"{i}.json").write_text(json.dumps(record))
+    text = results.write(tmp_path / "docs" / "results.md", recipes, found)
+    assert (tmp_path / "docs" / "results.md").read_text(encoding="utf-8") == text
+    assert "| dfa | 91.00 ± 0.58 | 92.00 |" in text
+
+
+@pytest.mark.parametrize("path", sorted(results.RECIPES.glob("*.toml")), ids=lambda p: p.stem)
+def test_recipes_can_be_run(path):
+    recipe = results.read_recipe(path)
+    runs = recipe.experiment.resolved(10).runs()
+    labels = {run.label for run in runs}
+    assert {row.partition(",")[0] for row in recipe.published.get("rows", {})} <= labels
+    assert {"title", "about", "epochs"} <= set(recipe.published)
+
+
+def test_replay_lists(capsys):
+    assert replay.main(["--list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(results.read_recipes())
+
+
+def test_replay_names_what_it_does_not_know(capsys):
+    assert replay.main(["mnst"]) == 2
+    assert "there is no recipe 'mnst'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_replay_quick(capsys, monkeypatch):
+    recipe = replay.chosen(["digits"])[0]
+    short = replace(recipe.experiment, rules=("frozen", "ff"), net="dense 16 relu | dense 10")
+    monkeypatch.setattr(replay, "chosen", lambda names: [Recipe(short, recipe.published)])
+    assert replay.main(["digits", "--quick"]) == 0
+    out = capsys.readouterr().out
+    assert "| forward_forward, softmax |" in out
+    assert "1 of 20, not run at full length" in out
+
+
+def test_replay_writes_records_and_page(monkeypatch, tmp_path):
+    short = Experiment(rules=("frozen",), net="dense 8 relu | dense 10", epochs=1, seeds=(0,))
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "digits.toml").write_text(short.dump())
+    for name, part in [("RECIPES", "recipes"), ("RESULTS", "results"), ("PAGE", "results.md")]:
+        monkeypatch.setattr(results, name, tmp_path / part)
+    assert replay.main([]) == 0
+    (record,) = (tmp_path / "results" / "digits" / "records").glob("*.json")
+    made = record.stat().st_mtime_ns
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "| frozen |" in text
+    assert replay.main([]) == 0
+    assert record.stat().st_mtime_ns == made  # found finished, not run again
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == text
+
+
+def test_sentence():
+    assert sentence(MACHINE) == "Z80, 1 logical core, 0.1 GiB of memory; 1 thread, float32"
+
+
+def test_unknown_recipe_is_a_spec_error():
+    with pytest.raises(SpecError, match="there is no recipe"):
+        replay.chosen(["none"])

@@ -1,0 +1,372 @@
+"""The Bus: channels that were not declared, sums and forks, settling, tangents, counting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from fflearn.base import Batch, Channel, Rule, Update
+from fflearn.checks import BRANCHES, CHAIN, bench, learned
+from fflearn.engine import Engine
+from fflearn.errors import LocalityError
+from fflearn.registry import rule
+
+
+@dataclass(frozen=True)
+class Toy(Rule):
+    """Learns the output layer alone; the tests make it break the contract."""
+
+    channels: ClassVar = frozenset()
+    act: ClassVar[Any] = None  # what the test does with the bus after the read-out
+
+    def step(self, bus, batch):
+        out = bus.readout(bus.forward(batch.x))
+        type(self).act(bus, batch, out)
+        return {"loss": out.loss.mean()}
+
+    def update(self, v, s):
+        return Update(v.param_vjp(v.trace, s.top)) if v.is_output else Update()
+
+
+def toy(act, *channels: Channel, **hooks):
+    """A Toy that does ``act(bus, batch, out)`` and has other hooks."""
+    names = {"act": staticmethod(act), "channels": frozenset(channels), **hooks}
+    return type("Toy", (Toy,), names)
+
+
+def refused(made, told: str, hidden: str = CHAIN) -> None:
+    engine, state, batch = bench(made, hidden)
+    with pytest.raises(LocalityError, match=told):
+        engine.step(state, batch)
+
+
+# ---- channels -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["phase", "scalar", "loss", "target", "error", "input"])
+def test_an_undeclared_broadcast_is_refused_and_named(name):
+    def act(bus, batch, out):
+        value = {"target": batch.y, "error": out.error, "input": batch.x}.get(name, out.loss)
+        bus.update(top=out.error, **{name: value})
+
+    refused(toy(act), f"broadcast '{name}', but declares no channel. Add Channel.{name.upper()}")
+    engine, state, batch = bench(toy(act, Channel(name)))
+    engine.step(state, batch)
+
+
+def test_a_broadcast_without_a_channel_of_that_name_is_refused():
+    def act(bus, batch, out):
+        bus.update(weights=out.error)
+
+    refused(toy(act, *Channel), "broadcast 'weights', but there is no such channel; there are: ph")
+
+
+@pytest.mark.parametrize("name", ["error", "target", "input"])
+def test_a_channel_carries_what_its_name_says(name):
+    def act(bus, batch, out):
+        right = {"error": out.error, "target": batch.y, "input": batch.x}[name]
+        bus.update(**{name: right * 1})
+
+    refused(toy(act, Channel(name)), f"the broadcast '{name}' must be the array that the bus")
+
+
+def test_an_undeclared_message_down_is_refused():
+    def act(bus, batch, out):
+        bus.feedback(out.error)
+
+    hooks = {"feedback": lambda self, v, m: m @ np.ones((m.shape[1], v.in_shape[0]))}
+    refused(toy(act, **hooks), "sent a message down from '3 dense 3', but declares no channel")
+    engine, state, batch = bench(toy(act, Channel.FEEDBACK, **hooks))
+    engine.step(state, batch)
+
+
+@pytest.mark.parametrize(
+    ("hook", "told"),
+    [
+        (lambda self, v, m: v.input_vjp(v.trace, m), "Channel.TRANSPOSE"),
+        (lambda self, v, m: v.input_vjp(v.trace, m, v.params), "Channel.TRANSPOSE"),
+        (lambda self, v, m: v.input_vjp(v.trace, m, v.signs()), "Channel.SIGN"),
+    ],
+)
+def test_weights_are_not_for_the_way_down(hook, told):
+    def act(bus, batch, out):
+        bus.feedback(out.error)
+
+    refused(toy(act, Channel.FEEDBACK, feedback=hook), told)
+
+
+def test_an_undeclared_tangent_is_refused():
+    def fire(self, v, m, s):
+        v.traces[m.name] = t = v.forward(m.x)
+        return m._replace(x=t.y, tangent=t.y)
+
+    refused(toy(lambda *_: None, forward=fire), "sent a tangent up, but declares no channel")
+
+
+def test_a_signal_that_was_not_sent_cannot_be_read():
+    def act(bus, batch, out):
+        bus.update(target=batch.y)
+
+    told = "'0 dense 17 tanh' read the signal 'error', which it was not sent; sent: .'target'."
+    refused(toy(act, Channel.TARGET, update=lambda self, v, s: Update({"b": s.error})), told)
+
+
+def test_reading_many_layers_is_for_prediction_only():
+    def act(bus, batch, out):
+        bus.collect(lambda v: v.params["W"])
+
+    refused(toy(act, *Channel), "for prediction only")
+
+
+def test_hooks_cannot_write_to_what_they_read():
+    def act(bus, batch, out):
+        bus.each(bus.rule.scribble)
+
+    def scribble(self, v):
+        v.params["W"][...] = 0
+
+    engine, state, batch = bench(toy(act, scribble=scribble))
+    with pytest.raises(ValueError, match="read-only"):
+        engine.step(state, batch)
+
+
+def test_each_runs_a_method_in_every_layer_without_a_message():
+    seen = []
+
+    def act(bus, batch, out):
+        bus.each(bus.rule.note, "tag")
+
+    hooks = {"note": lambda self, v, tag: seen.append((v.index, tag, v.depth))}
+    engine, state, batch = bench(toy(act, **hooks))
+    engine.step(state, batch)
+    assert seen == [(i, "tag", 4) for i in range(4)]
+
+
+# ---- sums and forks -------------------------------------------------------------------------------
+
+
+def test_a_message_is_copied_at_a_sum_and_added_at_a_fork_by_hand():
+    # y1 = 2 x;  y2 = 3 y1 + y1 = 4 y1;  logits = (y2, -y2).  For x = 1: y2 = 8, target (7, 0),
+    # error (1, -8), so the message at the sum is 9; at the fork 3 * 9 + 9 = 36.
+    net = "dense 1 bias=false | residual(dense 1 bias=false) | dense 2 bias=false"
+    engine = Engine(net, rule("backprop"), (1,), 2, objective="mse", dtype="float64")
+    state = engine.init(0)
+    for i, w in enumerate([[[2.0]], [[3.0]], [[1.0, -1.0]]]):
+        state.params[i]["W"] = w
+    assert (engine.predict(state, [[1.0]]) == [[8, -8]]).all()
+    found = engine.updates(state, Batch([[1.0]], [[7.0, 0.0]]))
+    w = [engine.kernels.formed(u.grads["W"]).tolist() for u in found]
+    assert w == [[[36.0]], [[18.0]], [[8.0, -64.0]]]
+
+
+def test_a_network_that_ends_in_a_sum_has_two_output_layers():
+    net = "dense 5 tanh | residual(dense 3; dense 3)"
+    engine = Engine(net, rule("dfa"), (4,), 3, dtype="float64")
+    assert [s.is_output for s in engine.specs] == [False, True, True]
+    state = engine.init(0)
+    rng = np.random.default_rng(0)
+    batch = Batch(rng.normal(size=(6, 4)), np.eye(3)[[0, 1, 2, 0, 1, 2]])
+    hidden = np.tanh(batch.x @ state.params[0]["W"])
+    scores = engine.predict(state, batch.x)
+    np.testing.assert_allclose(scores, hidden @ (state.params[1]["W"] + state.params[2]["W"]))
+    _, *tops = dict(enumerate(engine.updates(state, batch))).values()
+    a, b = (engine.kernels.formed(u.grads["W"]) for u in tops)
+    np.testing.assert_array_equal(a, b)
+
+
+# ---- settling -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settling(Rule):
+    """Predictive coding: minimises 1/2 sum |s_l - f(s_{l-1})|^2 + 1/2 |s_L - target|^2."""
+
+    channels: ClassVar = frozenset({Channel.TRANSPOSE})
+    steps: int = 500
+    tol: float = 1e-12
+    rate: float = 0.2
+
+    def step(self, bus, batch):
+        out = bus.readout(bus.forward(batch.x))
+        bus.each(self.start)
+
+        def top():
+            return batch.y - bus.top("s")
+
+        sweeps = bus.settle(batch.x, top, self.steps, self.tol)
+        bus.update()
+        return {"loss": out.loss.mean(), "sweeps": np.asarray(sweeps)}
+
+    def start(self, v):
+        v.state["s"], v.state["e"] = v.trace.y, np.zeros_like(v.trace.y)
+
+    def feedback(self, v, m):
+        return v.input_vjp(v.trace, v.act_vjp(v.trace, v.state["e"]))
+
+    def relax(self, v, below, above):
+        v.traces["x"] = t = v.forward(below)
+        v.state["e"] = e = v.state["s"] - t.y
+        v.state["s"] = v.state["s"] + self.rate * (above - e)
+
+    def update(self, v, s):
+        return Update(v.param_vjp(v.trace, v.act_vjp(v.trace, -v.state["e"])))
+
+
+@pytest.mark.parametrize("hidden", ["dense 7 tanh | dense 5 tanh", "residual(dense 11 tanh)"])
+def test_settling_reaches_the_minimum_of_the_energy(hidden):
+    states: list[np.ndarray] = []
+
+    class Watched(Settling):
+        def update(self, v, s):
+            states.append(v.state["s"])
+            return super().update(v, s)
+
+    engine, state, batch = bench(Watched, hidden)
+    info, _ = engine.step(state.copy(), batch)
+    assert 20 < info["sweeps"] < 500
+
+    def energy(s):
+        value, total, own = {-1: batch.x}, 0.0, iter(s)
+        for i, (leaf, sources) in enumerate(engine.net.nodes):
+            if leaf is None:
+                value[i] = value[sources[0]] + value[sources[1]]
+                continue
+            p = state.params[leaf]
+            a = value[sources[0]] @ p["W"] + p["b"]
+            value[i] = next(own)
+            y = np.tanh(a) if engine.net.leaves[leaf].activation == "tanh" else a
+            total += 0.5 * ((value[i] - y) ** 2).sum()
+        return total + 0.5 * ((value[i] - batch.y) ** 2).sum()
+
+    for layer, s in enumerate(states):
+        for at in np.ndindex(2, 2):
+            moved = [[x.copy() for x in states] for _ in range(2)]
+            moved[0][layer][at] += 1e-5
+            moved[1][layer][at] -= 1e-5
+            assert abs(energy(moved[0]) - energy(moved[1])) / 2e-5 < 1e-8, (layer, s.shape)
+
+
+def test_settling_counts_its_sweeps():
+    for steps, tol, expected in ((7, 0.0, 7), (1, 0.0, 1), (50, 1e9, 1)):
+        engine, state, batch = bench(partial(Settling, steps, tol))
+        assert engine.step(state, batch)[0]["sweeps"] == expected
+    _, ledger = engine.step(state, batch)
+    # One forward and one settling sweep: three layers read 17, 13 and 12 numbers in each.
+    assert ledger.per_sample() == {"activity": 2 * 42, "transpose": 42}
+
+
+# ---- tangents -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ForwardGradient(Rule):
+    """u random, as large as the parameters; grad = (d loss / d u) u."""
+
+    channels: ClassVar = frozenset({Channel.TANGENT, Channel.SCALAR})
+
+    def step(self, bus, batch):
+        out = bus.readout(bus.forward(batch.x))
+        slope = (out.error * bus.tangent).sum(1).mean()
+        bus.update(scalar=np.asarray(slope))
+        return {"loss": out.loss.mean(), "slope": slope}
+
+    def forward(self, v, m, s):
+        t = v.forward(m.x)
+        return m._replace(x=t.y, tangent=v.jvp(t, m.tangent, v.noise_like_params("u")))
+
+    def update(self, v, s):
+        return Update({n: s.scalar * u for n, u in v.noise_like_params("u").items()})
+
+
+@pytest.mark.parametrize("hidden", [CHAIN, BRANCHES, "block(dense 9 tanh | dense 7 gelu)"])
+def test_a_tangent_carries_the_directional_derivative(hidden):
+    engine, state, batch = bench(ForwardGradient, hidden)
+    exact, _, _ = bench(lambda: rule("backprop"), hidden)
+    gradient = dict(learned(exact, exact.updates(state, batch)))
+    ours = dict(learned(engine, engine.updates(state, batch)))
+    info, ledger = engine.step(state, batch)
+    slope = float(info["slope"])
+    directions = {path: g / slope for path, g in ours.items()}
+    assert slope == pytest.approx(
+        sum((gradient[p] * u).sum() for p, u in directions.items()), 1e-10
+    )
+    if hidden == CHAIN:
+        assert ledger.per_sample() == {"activity": 42, "tangent": 45, "scalar": 4 / 7}
+
+
+# ---- counting -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "per_sample", "transposes", "passes"),
+    [
+        # CHAIN on 11 inputs and 3 classes reads 17 + 13 + 12 = 42 numbers above its first layer.
+        ("backprop", {"activity": 42, "transpose": 42}, 3, 1),
+        ("fa", {"activity": 42, "feedback": 42}, 0, 1),
+        ("usf", {"activity": 42, "sign": 42}, 0, 1),
+        ("dfa", {"activity": 42, "error": 3 * 3}, 0, 1),
+        ("frozen", {"activity": 42}, 0, 1),
+        # Two layers above the first, positive and negative: 2 (17 + 13), and 2 phases a layer.
+        ("ff[negatives=wrong,head=false]", {"activity": 60, "phase": 6}, 0, 2),
+    ],
+)
+def test_the_ledger_by_hand(name, per_sample, transposes, passes):
+    engine, state, batch = bench(lambda: rule(name))
+    _, ledger = engine.step(state, batch)
+    assert ledger.per_sample() == per_sample
+    assert (ledger.transposes, ledger.forward_passes) == (transposes, passes)
+    assert engine.step(state, batch)[1] is ledger  # counted once for a shape of batch
+
+
+def peak(name: str, depth: int) -> int:
+    net = " | ".join(["dense 64 relu"] * depth + ["dense 4"])
+    engine = Engine(net, rule(name), (60,), 4)
+    state = engine.init(0)
+    batch = Batch(np.ones((32, 60)), np.eye(4)[np.arange(32) % 4])
+    return engine.step(state, batch)[1].peak_bytes
+
+
+def test_learning_while_firing_needs_memory_for_one_layer_only():
+    ff = "ff[negatives=wrong,head=false]"
+    shallow, deep = peak(ff, 2), peak(ff, 16)
+    assert deep <= 1.1 * shallow
+    assert peak("backprop", 16) > 4 * peak("backprop", 2)
+    assert deep < peak("backprop", 16) / 3
+
+
+def test_the_peak_by_hand():
+    # 5 rows of float64.  Backprop on 4-3-2: input 4, a and y of the hidden layer 3 + 3, logits 2
+    # (a is y), error 2, both layers' messages 3 + 3; at the end the bias gradients come on top.
+    engine = Engine("dense 3 tanh | dense 2", rule("backprop"), (4,), 2, dtype="float64")
+    batch = Batch(np.ones((5, 4)), np.eye(2)[[0, 1, 0, 1, 0]])
+    found = engine.step(engine.init(0), batch)[1].peak_bytes
+    least = 8 * 5 * (4 + 3 + 3 + 2 + 2 + 3)
+    assert least <= found <= least + 8 * (5 * 3 + 3 + 2)
+
+
+# ---- sample weights -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["backprop", "fa", "dfa", "usf", "frozen"])
+@pytest.mark.parametrize("hidden", [CHAIN, BRANCHES])
+def test_a_weight_is_a_number_of_repetitions(name, hidden):
+    engine, state, batch = bench(lambda: rule(name), hidden)
+    times = np.array([1, 3, 0, 2, 1, 0, 2])
+    again = Batch(np.repeat(batch.x, times, 0), np.repeat(batch.y, times, 0))
+    weighted = dict(learned(engine, engine.updates(state, batch._replace(weight=times))))
+    for path, g in learned(engine, engine.updates(state, again)):
+        np.testing.assert_allclose(weighted[path], g, rtol=1e-12, atol=1e-15, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["backprop", "dfa", "ff[negatives=wrong,peer=0]"])
+def test_a_weight_of_zero_is_absence(name):
+    engine, state, batch = bench(lambda: rule(name))
+    weight = np.array([1.0, 2.0, 0.5, 1.0, 3.0, 1.0, 0.0])
+    fewer = Batch(batch.x[:-1], batch.y[:-1], weight=weight[:-1])
+    with_it = dict(learned(engine, engine.updates(state, batch._replace(weight=weight))))
+    for path, g in learned(engine, engine.updates(state, fewer)):
+        np.testing.assert_allclose(with_it[path], g, rtol=1e-12, atol=1e-15, err_msg=path)

@@ -1,0 +1,107 @@
+"""Every objective in the folder: its error is the slope of its loss, sample by sample."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fflearn import kernels, objectives
+from fflearn.errors import SpecError
+from fflearn.objectives.goodness import THRESHOLDS, Goodness, threshold
+
+EXAMPLES = [
+    (objective, target)
+    for kind in objectives.names()
+    for objective, target in objectives.load(kind).examples()
+]
+NAMED = {"ids": [str(o) for o, _ in EXAMPLES]}
+BACKENDS = ("reference", "numba")
+
+
+def drawn(target: str, rows: int = 7, n: int = 5, dtype="float64"):
+    rng = np.random.default_rng(3)
+    y = rng.normal(size=(rows, n))
+    t = {
+        "one-hot": np.eye(n)[rng.integers(0, n, rows)],
+        "real": rng.normal(size=(rows, n)),
+        "phase": rng.choice([-1.0, 1.0], rows),
+    }[target]
+    return y.astype(dtype), t.astype(dtype)
+
+
+@pytest.mark.parametrize(("objective", "target"), EXAMPLES, **NAMED)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_error_is_the_slope_of_the_loss(objective, target, backend):
+    k, (y, t), h = kernels.load(backend), drawn(target), 1e-6
+    out = objective(k, y, t)
+    assert out.loss.shape == (7,) and out.error.shape == y.shape
+    for unit in range(y.shape[1]):
+        step = h * np.eye(5)[unit]
+        slope = (objective(k, y + step, t).loss - objective(k, y - step, t).loss) / (2 * h)
+        np.testing.assert_allclose(out.error[:, unit], slope, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("objective", "target"), EXAMPLES, **NAMED)
+def test_samples_do_not_mix_and_there_is_no_batch_mean(objective, target):
+    k, (y, t) = kernels.load("reference"), drawn(target)
+    whole = objective(k, y, t)
+    for i in range(len(y)):
+        one = objective(k, y[i : i + 1], t[i : i + 1])
+        np.testing.assert_allclose(one.loss, whole.loss[i : i + 1], rtol=1e-14)
+        np.testing.assert_allclose(one.error, whole.error[i : i + 1], rtol=1e-13)
+
+
+@pytest.mark.parametrize(("objective", "target"), EXAMPLES, **NAMED)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [1.0, 1e3])
+def test_float32_is_kept_and_large_outputs_stay_finite(objective, target, backend, size):
+    y, t = drawn(target, dtype="float32")
+    out = objective(kernels.load(backend), np.float32(size) * y, t)
+    assert out.loss.dtype == out.error.dtype == np.float32
+    assert np.isfinite(out.loss).all() and np.isfinite(out.error).all()
+    exact = objective(kernels.load("reference"), size * y.astype(float), t.astype(float))
+    np.testing.assert_allclose(out.loss, exact.loss, rtol=1e-5, atol=1e-6)
+
+
+def test_values_by_hand():
+    k = kernels.load("reference")
+    y, t = np.array([[np.log(3), 0.0]]), np.array([[1.0, 0.0]])
+    ce = objectives.load("softmax_cross_entropy")()(k, y, t)
+    np.testing.assert_allclose(ce.loss, [np.log(4 / 3)])
+    np.testing.assert_allclose(ce.error, [[-1 / 4, 1 / 4]])
+    bce = objectives.load("binary_cross_entropy")()(k, y, t)
+    np.testing.assert_allclose(bce.loss, [np.log(4 / 3) + np.log(2)])
+    np.testing.assert_allclose(bce.error, [[-1 / 4, 1 / 2]])
+    mse = objectives.load("mse")()(k, np.array([[3.0, -1.0]]), t)
+    np.testing.assert_allclose(mse.loss, [2.5])  # (4 + 1) / 2: with the half, summed
+    np.testing.assert_allclose(mse.error, [[2, -1]])
+    good = Goodness("ssq", theta=5.0, temperature=2.0)(k, np.array([[1.0, 2.0]]), np.array([-1.0]))
+    np.testing.assert_allclose(good.loss, [np.log(2)])  # g = theta
+    np.testing.assert_allclose(good.error, [[1 / 4 * 2 * 1, 1 / 4 * 2 * 2]])
+
+
+def test_only_those_that_compare_with_labels_stand_at_the_output():
+    at_output = {kind for kind in objectives.names() if objectives.load(kind).at_output}
+    assert at_output == set(objectives.names()) - {"goodness"}
+
+
+@pytest.mark.parametrize("kind", objectives.names())
+def test_kinds_are_found_by_their_file(kind):
+    assert objectives.load(kind).kind == kind
+
+
+def test_wrong_settings_are_told():
+    with pytest.raises(SpecError, match="unknown objective 'hinge'; known: binary_cross"):
+        objectives.load("hinge")
+    with pytest.raises(SpecError, match="one of ssq, msq, l2; got 'l1'"):
+        Goodness("l1")
+    for t in (0.0, -1.0, float("nan")):
+        with pytest.raises(SpecError, match="temperature above 0"):
+            Goodness(temperature=t)
+    with pytest.raises(SpecError, match="has no threshold of its own"):
+        threshold("none", "ssq", 3)
+
+
+def test_thresholds():
+    assert threshold("rms", "ssq", 17) == 17
+    assert {threshold(*pair, 17) for pair in THRESHOLDS} == {17.0, 1.0, 2.0, 3.0}
