@@ -128,7 +128,7 @@ def _rank(label: str) -> tuple[int, str]:
     return (FIRST.index(name) if name in FIRST else len(FIRST)), label
 
 
-# ---- one row --------------------------------------------------------------------------------------
+# ---- one row ------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def _floats(per_sample: Mapping[str, float]) -> str:
     return " + ".join(parts) or "none"
 
 
-# ---- the page --------------------------------------------------------------------------------------
+# ---- the page ------------------------------------------------------------
 
 
 def page(recipes: Iterable[Recipe], records: Mapping[str, Iterable[Record]]) -> str:

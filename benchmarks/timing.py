@@ -1,4 +1,4 @@
-"""Times of several steps against each other: in turns, so that a busy machine disturbs all alike."""
+"""Times of several steps against each other: in turns, so that load disturbs all alike."""
 
 from __future__ import annotations
 

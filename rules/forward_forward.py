@@ -207,6 +207,8 @@ class ForwardForward(Rule):
         idle = self.is_head(v) if m.name != "neutral" else False
         if idle or (m.name == "x" and v.variant is not None and v.index > v.variant):
             return m._replace(x=np.zeros((len(m.x), 1), m.x.dtype))
+        if m.name == "neutral" and not self.is_head(v):
+            return m._replace(x=v.forward(m.x).y)  # nothing to learn from: no trace is kept
         return super().forward(v, m, s)
 
     def update(self, v: LayerView, s: Signals) -> Update:

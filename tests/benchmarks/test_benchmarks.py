@@ -15,7 +15,7 @@ from benchmarks.results import Recipe
 from fflearn.errors import SpecError
 from fflearn.experiment import Experiment
 
-# ---- time -----------------------------------------------------------------------------------------
+# ---- time ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", bare.STEPS)
@@ -107,7 +107,7 @@ def test_spread_is_the_interquartile_range():
     assert timing.ratios([2.0, 9.0], [1.0, 3.0]) == [2.0, 3.0]
 
 
-# ---- memory ---------------------------------------------------------------------------------------
+# ---- memory ------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_forward_forward_holds_one_layer_at_any_depth():
     assert rows[1]["ratio"] < 0.01
 
 
-# ---- results --------------------------------------------------------------------------------------
+# ---- results ------------------------------------------------------------
 
 MACHINE = {"processor": "Z80", "cores": 1, "memory_gib": 0.1, "threads": 1, "dtype": "float32"}
 
