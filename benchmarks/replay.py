@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from benchmarks import results
 from benchmarks.results import Recipe
-from fflearn.compare import compare
+from fflearn.comparison import compare
 from fflearn.errors import SpecError
 
 

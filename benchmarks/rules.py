@@ -23,7 +23,7 @@ from benchmarks.timing import Turn, ratios, round_robin, spread, watched
 from fflearn import registry
 from fflearn.base import Batch, Key
 from fflearn.engine import Engine
-from fflearn.network import network
+from fflearn.networks import network
 from fflearn.optim import optimizer
 
 # So small that the network stays as it was drawn: a step costs the same from first to last.

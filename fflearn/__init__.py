@@ -26,11 +26,11 @@ _PUBLIC = {
     "Engine": "fflearn.engine",
     "Experiment": "fflearn.experiment",
     "State": "fflearn.state",
-    "compare": "fflearn.compare",
+    "compare": "fflearn.comparison",
     "load_data": "fflearn.data",
-    "network": "fflearn.network",
+    "network": "fflearn.networks",
     "rule": "fflearn.registry",
-    "train": "fflearn.train",
+    "train": "fflearn.training",
 }
 __all__ = [
     "Batch",

@@ -23,7 +23,7 @@ from fflearn.random import Key
 
 if TYPE_CHECKING:
     from fflearn.bus import Bus
-    from fflearn.network import Network
+    from fflearn.networks import Network
 
 Array = np.ndarray
 Shape = tuple[int, ...]

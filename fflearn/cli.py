@@ -133,7 +133,7 @@ def _given(args: argparse.Namespace, *more: str) -> dict[str, Any]:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from fflearn.compare import compare, default_folder, table
+    from fflearn.comparison import compare, default_folder, table
     from fflearn.experiment import Experiment
 
     given = _given(args, "name", "rules", "seeds", "tune", "adapted")
@@ -151,10 +151,10 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from fflearn.compare import engine_for
+    from fflearn.comparison import engine_for
     from fflearn.data import load
     from fflearn.experiment import Experiment
-    from fflearn.train import FINAL, accuracy, fit
+    from fflearn.training import FINAL, accuracy, fit
 
     given = _given(args) | {"rules": (args.rule,), "seeds": (args.seed,)}
     experiment = Experiment.of("the command line", given)

@@ -13,7 +13,7 @@ from fflearn import objectives
 from fflearn.base import Batch, Key, LayerSpec, LayerView, Ledger, Rule, Update
 from fflearn.bus import Bus
 from fflearn.errors import DataError, ShapeError, SpecError
-from fflearn.network import Network, network
+from fflearn.networks import Network, network
 from fflearn.optim import Optimizer, optimizer
 from fflearn.state import Slots, State
 from fflearn.topology import leaves_of

@@ -169,7 +169,7 @@ class Experiment:
         return found
 
     def _yardsticks(self, variants: list[Variant]) -> list[Variant]:
-        from fflearn.network import network
+        from fflearn.networks import network
 
         net = network(self.net)
         changed = [

@@ -11,7 +11,7 @@ import numpy as np
 
 from fflearn.data import load_samples
 from fflearn.errors import ShapeError
-from fflearn.train import restored
+from fflearn.training import restored
 
 
 def predict_file(checkpoint: str | Path, samples: str | Path, by: str = "") -> str:

@@ -14,7 +14,7 @@ import functools
 import hashlib
 import math
 import operator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -153,15 +153,22 @@ class Key:
 
     def fold(self, *tags: str | int) -> "Key":
         """The key whose path is this one's, then the tags."""
-        return replace(self, path=self.path + tuple(map(_tag, tags)))
+        return self._changed(path=self.path + tuple(map(_tag, tags)))
 
     def at(self, step: int) -> "Key":
         """The same stream at another step."""
-        return replace(self, step=step)
+        return Key(self.seed, self.path, step, self.k)
 
     def using(self, k: "Kernels | None") -> "Key":
         """The same stream, made by another backend."""
-        return replace(self, k=k)
+        return self._changed(k=k)
+
+    def _changed(self, **fields: object) -> "Key":
+        # As dataclasses.replace, without checking again what was checked: keys are made often.
+        key = object.__new__(Key)
+        key.__dict__.update(self.__dict__)
+        key.__dict__.update(fields)
+        return key
 
     def static(self) -> int:
         """The 64-bit hash of the path (blake2b); the step has no part in it."""

@@ -17,7 +17,7 @@ from fflearn.base import Batch, Ledger, Update
 from fflearn.engine import Engine
 from fflearn.errors import MissingExtra, SpecError
 from fflearn.kernels.reference import EPS
-from fflearn.network import Network
+from fflearn.networks import Network
 from fflearn.optim import Optimizer
 from fflearn.state import State
 

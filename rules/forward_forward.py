@@ -24,7 +24,7 @@ from fflearn.base import (
 )
 from fflearn.errors import SpecError
 from fflearn.labels import embedding, negatives
-from fflearn.network import Network
+from fflearn.networks import Network
 from fflearn.objectives.goodness import KINDS, Goodness, threshold
 from fflearn.topology import Residual, Sequential
 

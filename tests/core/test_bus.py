@@ -140,8 +140,10 @@ def test_each_runs_a_method_in_every_layer_without_a_message():
     def act(bus, batch, out):
         bus.each(bus.rule.note, "tag")
 
-    hooks = {"note": lambda self, v, tag: seen.append((v.index, tag, v.depth))}
-    engine, state, batch = bench(toy(act, **hooks))
+    def note(self, v, tag):
+        seen.append((v.index, tag, v.depth))
+
+    engine, state, batch = bench(toy(act, note=note))
     engine.step(state, batch)
     assert seen == [(i, "tag", 4) for i in range(4)]
 

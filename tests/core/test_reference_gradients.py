@@ -10,7 +10,7 @@ import pytest
 from fflearn.base import Batch
 from fflearn.engine import Engine
 from fflearn.errors import SpecError
-from fflearn.network import network
+from fflearn.networks import network
 from fflearn.optim import OPTIMIZERS, optimizer
 from fflearn.registry import describe as describe_rule
 from fflearn.registry import rule

@@ -10,7 +10,7 @@ from fflearn.base import Env, Key
 from fflearn.errors import ShapeError, SpecError
 from fflearn.layers.block import Block
 from fflearn.layers.dense import Dense
-from fflearn.network import network
+from fflearn.networks import network
 from fflearn.topology import Residual, Sequential
 
 EXAMPLES = [

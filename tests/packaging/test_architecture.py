@@ -27,7 +27,7 @@ A_RULE_MAY_IMPORT = (
     "fflearn.base",
     "fflearn.errors",
     "fflearn.labels",
-    "fflearn.network",
+    "fflearn.networks",
     "fflearn.objectives",
     "fflearn.topology",
     "math",
@@ -224,9 +224,11 @@ def immutable(node: ast.expr | None) -> bool:
     return False
 
 
-def variants(line: ast.Assign | ast.AnnAssign | ast.AugAssign) -> bool:
-    """Whether this is a rule's table of variants, written out in plain values."""
-    if not isinstance(line, ast.AnnAssign) or ast.unparse(line.target) != "variants":
+def settings(line: ast.Assign | ast.AnnAssign | ast.AugAssign) -> bool:
+    """Whether this is a rule's table of variants or defaults, written out in plain values."""
+    if not isinstance(line, ast.AnnAssign):
+        return False
+    if ast.unparse(line.target) not in ("variants", "optimizer"):
         return False
     plain = ast.Dict | ast.Constant | ast.Tuple | ast.UnaryOp | ast.USub | ast.Load
     return all(isinstance(node, plain) for node in ast.walk(line.value or line))
@@ -242,7 +244,7 @@ def mutable_globals(name: str, top: ast.Module) -> list[str]:
             for line in node.body:
                 if isinstance(line, ast.Assign | ast.AnnAssign | ast.AugAssign):
                     field = "field(" in ast.unparse(line) and isinstance(node, ast.ClassDef)
-                    if not immutable(line.value) and not field and not variants(line):
+                    if not immutable(line.value) and not field and not settings(line):
                         found.append((line, f"holds {ast.unparse(line)}"))
     return told(found)
 

@@ -18,7 +18,7 @@ from fflearn.errors import SpecError
 from fflearn.experiment import Experiment, Run
 from fflearn.fingerprint import fingerprint, versions
 from fflearn.state import write_atomically
-from fflearn.train import Progress, accuracy, fit, make_engine
+from fflearn.training import Progress, accuracy, fit, make_engine
 
 Record = dict[str, Any]
 

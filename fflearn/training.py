@@ -18,7 +18,7 @@ from fflearn.data import Batches, DataSet
 from fflearn.data import load as load_data
 from fflearn.engine import Engine
 from fflearn.errors import CheckpointError, DivergenceError, SpecError
-from fflearn.network import network
+from fflearn.networks import network
 from fflearn.optim import Optimizer
 from fflearn.optim import optimizer as optimizer_by_name
 from fflearn.registry import Variant
