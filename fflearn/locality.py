@@ -27,7 +27,6 @@ from fflearn import registry
 from fflearn.base import Channel, LayerView
 from fflearn.bus import Bus
 from fflearn.checks import BRANCHES, CHAIN, CHECKS, Bench, Make, bench, learned
-from fflearn.errors import FFLearnError
 from fflearn.state import State
 
 CARRIES_WEIGHTS = frozenset({Channel.SIGN, Channel.TRANSPOSE})
@@ -247,7 +246,7 @@ def _outcome(run: Any, make: Make) -> str:
         run(make)
     except AssertionError as e:
         return str(e) or "failed"
-    except (FFLearnError, ArithmeticError, LookupError, TypeError, ValueError) as e:
+    except Exception as e:  # whatever a rule under test raises is its result
         return f"{type(e).__name__}: {e}"
     return "ok"
 

@@ -257,11 +257,11 @@ def _dense(torch: Any, layer: Any, p: Mapping[str, Any], x: Any) -> Any:
 
 
 def _block(torch: Any, layer: Any, p: Mapping[str, Any], x: Any) -> Any:
-    own: list[dict[str, Any]] = [{} for _ in layer._layers]
+    own: list[dict[str, Any]] = [{} for _ in layer.leaves]
     for path, t in p.items():
         index, _, name = path.partition(".")
         own[int(index)][name] = t
-    return _through(torch, layer._nodes, layer._layers, own, x)
+    return _through(torch, layer.nodes, layer.leaves, own, x)
 
 
 def _normalize(torch: Any, x: Any, kind: str) -> Any:

@@ -97,6 +97,8 @@ class Block(Layer):
                 )
                 value[i] = inner[i].y
         y = value[last]
+        if last not in inner and noise is not None:  # a block that ends in a sum
+            y = y + noise
         a = inner[last].a if last in inner else y
         return Trace(x, a, y, p, inner)
 

@@ -161,6 +161,10 @@ def imported(path: Path) -> set[str]:
     return found - {"__version__"}
 
 
+def test_the_table_of_imports_ranks_what_is_there():
+    assert set(table()[0]) == set(modules())
+
+
 @pytest.mark.parametrize("name", modules())
 def test_imports_point_down_the_table(name):
     level, joined = table()
