@@ -61,7 +61,7 @@ def backprop(engine: Engine, state: State, batch: Batch) -> Step:
         for i, da in enumerate(das):
             learn(i, kept[i][0], da)
         state.step += 1
-        return loss.mean()
+        return loss.mean(dtype=np.float64).astype(loss.dtype)
 
     return step
 
@@ -82,7 +82,7 @@ def dfa(engine: Engine, state: State, batch: Batch) -> Step:
             dy = k.matmul(error, feedback[i]) if i < len(feedback) else error
             learn(i, kept[i][0], k.act_vjp(dy, *kept[i][1:], act))
         state.step += 1
-        return loss.mean()
+        return loss.mean(dtype=np.float64).astype(loss.dtype)
 
     return step
 

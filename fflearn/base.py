@@ -39,6 +39,7 @@ class Channel(str, Enum):
 
     PHASE = "phase"  # broadcast, (B,)    +1 / -1: positive or negative data
     SCALAR = "scalar"  # broadcast, ()      one number per step
+    GOODNESS = "goodness"  # gathered, (B, depth)  one number per sample and layer
     LOSS = "loss"  # broadcast, (B,)    one number per sample
     TARGET = "target"  # broadcast, (B, C)  the label
     ERROR = "error"  # broadcast, (B, C)  d loss_i / d logits_i
@@ -141,8 +142,10 @@ class Ledger:
     floats : dict of (channel, layer index) to int
     batch : int
         Samples in the counted step.
-    rows : int
-        Samples sent through the network, all passes together.
+    computed : int
+        Floats of activity that layers computed, all passes together.
+    one_forward : int
+        Floats of activity of the whole network for one sample.
     transposes : int
         Calls that transposed a layer's own forward weights.
     peak_bytes : int
@@ -151,7 +154,8 @@ class Ledger:
 
     batch: int = 1
     floats: dict[tuple[str, int], int] = field(default_factory=dict)
-    rows: int = 0
+    computed: int = 0
+    one_forward: int = 1
     transposes: int = 0
     peak_bytes: int = 0
 
@@ -169,8 +173,8 @@ class Ledger:
 
     @property
     def forward_passes(self) -> float:
-        """Forward passes per training sample."""
-        return self.rows / self.batch
+        """Activity computed per sample, in units of one pass through the whole network."""
+        return self.computed / (self.batch * self.one_forward)
 
 
 class Signals:
@@ -252,9 +256,12 @@ class LayerView:
     def forward(self, x: Any, *, noise: Any = None, params: Mapping[str, Any] | None = None):
         """(B, *in) -> Trace, with the own or the given parameters, noise (B, *out) on ``a``."""
         p = self.params if params is None else params
-        if self._ledger is not None and not self.spec.is_input:
-            self._ledger.record("activity", self.spec.index, x.size)
-        return self._layer.forward(self.k, p, x, self.env, noise)
+        t = self._layer.forward(self.k, p, x, self.env, noise)
+        if self._ledger is not None:
+            self._ledger.computed += t.y.size
+            if not self.spec.is_input:
+                self._ledger.record("activity", self.spec.index, x.size)
+        return t
 
     def act(self, a: Any) -> Any:
         """(B, *out) pre-activation -> (B, *out) activity."""
@@ -284,15 +291,17 @@ class LayerView:
         """(B, *out) d loss/d a -> (B, *in) message for the layer below.
 
         Without ``weights`` it transposes the layer's own forward weights and needs the channel
-        TRANSPOSE.  With rule-owned ``weights`` (same names and shapes) it needs FEEDBACK or SIGN.
+        TRANSPOSE.  With ``weights`` of the rule's own in place of all of the layer's weight
+        matrices (same names; columns match ``da``) the channel of the message suffices.
         """
         if weights is None:
             self._need(Channel.TRANSPOSE, "sent the transposed forward weights' message down")
             if self._ledger is not None:
                 self._ledger.transposes += 1
             return self._layer.input_vjp(self.k, t, da)
-        if any(np.may_share_memory(weights[n], self.params[n]) for n in weights):
-            self._need(Channel.TRANSPOSE, "passed its own forward weights to input_vjp")
+        own = any(np.may_share_memory(weights[n], self.params[n]) for n in weights)
+        if own or set(weights) != set(self._layer.weights):
+            self._need(Channel.TRANSPOSE, "left its own forward weights in input_vjp")
         return self._layer.input_vjp(self.k, t._replace(params={**t.params, **weights}), da)
 
     def signs(self) -> Params:
@@ -303,7 +312,9 @@ class LayerView:
     # -- drawing ---------------------------------------------------------------------------------
     def draw_weights(self, key: Key) -> Params:
         """Weight matrices drawn as the layer draws its own at the start (no biases)."""
-        dtype = next(iter(self.params.values())).dtype
+        if not self._layer.weights:
+            return {}
+        dtype = self.params[self._layer.weights[0]].dtype
         drawn = self._layer.init(key, self.spec.in_shape, dtype)
         return {n: drawn[n] for n in self._layer.weights}
 

@@ -43,6 +43,8 @@ class Bus:
     key : Key
         The schedule's randomness in this step.
     n_classes : int
+    specs : tuple of LayerSpec
+        Where each layer stands; what it holds stays behind its view.
     progress : float
         Part of the training done, 0 to 1.
     lr : float
@@ -65,15 +67,17 @@ class Bus:
         count: Ledger | None = None,
     ):
         self._engine, self._state, self._batch, self._train = engine, state, batch, train
-        self._observe = observe
+        self._observe, self._t = observe, state.step + 1
         self.rule, self.k, self.key = engine.rule, engine.kernels, key
         self.n_classes, self.variant, self.ledger = engine.n_classes, variant, count
+        self.specs = engine.specs
         self.progress, self.lr, self.weight_decay = engine.settings_at(state.step)
         self.tangent: Any = None
         self._error: Any = None
+        self._goodness: Any = None
         weight = None if batch is None else batch.weight
         side = {} if batch is None else batch.side
-        self.views = [
+        self._views = [
             LayerView(
                 spec,
                 layer,
@@ -110,8 +114,6 @@ class Bus:
         the update.  ``top`` reaches the output layer alone (see `Signals`).
         """
         self._check(signals)
-        if self.ledger is not None:
-            self.ledger.rows += len(x)
         value: dict[int, Message] = {-1: Message(x, name, tangent)}
         for i, (leaf, sources) in enumerate(self._engine.net.nodes):
             m = value[sources[0]]
@@ -119,7 +121,7 @@ class Bus:
                 other = value[sources[1]]
                 value[i] = m._replace(x=m.x + other.x, tangent=plus(m.tangent, other.tangent))
             else:
-                v = self.views[leaf]
+                v = self._views[leaf]
                 s = Signals(signals, top, self.ledger, v.spec)
                 value[i] = out = self._call("forward", v, m, s)
                 self._count_up(v, out)
@@ -135,10 +137,16 @@ class Bus:
         return end.x
 
     def readout(self, output: Any) -> Readout:
-        """The network's objective at its output: loss (B,) and error (B, C) per sample."""
+        """The network's objective at its output: loss (rows,) and error (rows, C) per row.
+
+        A pass that sent r rows per sample, stacked, repeats the labels r times.
+        """
         if self._batch is None:
             raise LocalityError("there is no label to read out while predicting")
-        r = self._engine.objective(self.k, output, self._batch.y)
+        y = self._batch.y
+        if len(output) != len(y):
+            y = np.concatenate([y] * (len(output) // len(y)))
+        r = self._engine.objective(self.k, output, y)
         self._error = r.error
         return r
 
@@ -157,7 +165,7 @@ class Bus:
                 for s in sources:
                     down[s] = plus(down.get(s), m)
             else:
-                v = self.views[leaf]
+                v = self._views[leaf]
                 out = self._call("feedback", v, m)
                 if sources[0] >= 0:
                     self._count_down(v, out)
@@ -173,10 +181,10 @@ class Bus:
         for the output layer ``top`` stands in for them.
         """
         change = np.zeros((), bottom.dtype)
-        for v in self.views:
+        for v in self._views:
             old, above = v.state["s"], top if v.spec.is_output else None
             for reader in self._engine.readers[v.spec.index]:
-                u = self.views[reader]
+                u = self._views[reader]
                 m = self._call("feedback", u, None)
                 self._count_down(u, m)
                 above = plus(above, m)
@@ -202,23 +210,56 @@ class Bus:
                 return n
         return steps
 
-    def each(self, method: Callable[..., Any], *args: Any) -> None:
-        """Run a method of the rule in every layer, with no message between them."""
-        for v in self.views:
-            self._call(method.__name__, v, *args)
+    def mean(self, per_sample: Any) -> Any:
+        """The (weighted) batch mean of (rows,) numbers, as `LayerView.param_vjp` takes it: 0-d."""
+        weight = None if self._batch is None else self._batch.weight
+        if weight is None:
+            return per_sample.mean(dtype=np.float64).astype(per_sample.dtype)
+        w = np.tile(weight, len(per_sample) // len(weight))
+        return (per_sample * w / w.sum()).sum(dtype=np.float64).astype(per_sample.dtype)
+
+    def each(self, method: Callable[..., Any], *args: str | int, **signals: Any) -> None:
+        """Run a method ``(view, signals, *args)`` of the rule in every layer.
+
+        ``args`` may name things (a pass, a phase); arrays go as declared ``signals``.
+        """
+        if not all(isinstance(a, (str, int)) for a in args):
+            raise LocalityError(
+                "bus.each hands layers plain words and whole numbers alone. Send arrays as a "
+                "declared signal: bus.each(self.method, scalar=...)."
+            )
+        self._check(signals)
+        for v in self._views:
+            self._call(method.__name__, v, Signals(signals, None, self.ledger, v.spec), *args)
             self._hold()
+
+    def gather(self, method: Callable[..., Any]) -> Any:
+        """One number per sample from every layer: ``method(view)`` (rows,) -> (rows, depth).
+
+        The result may be broadcast as ``goodness``; it is counted where a layer reads it.
+        """
+        self._declared("goodness", "gathered a number per sample from every layer")
+        columns = [self._call(method.__name__, v) for v in self._views]
+        for v, c in zip(self._views, columns, strict=True):
+            if np.ndim(c) != 1:
+                raise LocalityError(
+                    f"layer {v.spec.name!r} gave bus.gather an array of shape {np.shape(c)}; the "
+                    f"channel goodness carries one number per sample, shape (rows,)."
+                )
+        self._goodness = np.stack(columns, axis=1)
+        return self._goodness
 
     def update(self, *, top: Any = None, **signals: Any) -> None:
         """Every layer learns from its own view and the broadcast signals."""
         self._check(signals)
-        for v in self.views:
+        for v in self._views:
             self._apply(v, Signals(signals, top, self.ledger, v.spec))
 
     # -- reading out -----------------------------------------------------------------------------
     def top(self, name: str) -> Any:
         """The output layer's ``v.state[name]``: the sum, where several layers are the output."""
         total = None
-        for v in self.views:
+        for v in self._views:
             if v.spec.is_output:
                 total = plus(total, v.state[name])
         return total
@@ -227,7 +268,15 @@ class Bus:
         """A local read-out of every layer: for prediction only, where nothing learns."""
         if self._train:
             raise LocalityError("bus.collect reads many layers at once: for prediction only")
-        return [local(v) for v in self.views]
+        return [local(v) for v in self._views]
+
+    def reports(self) -> dict[str, Any]:
+        """What the layers reported, as "name/layer index"."""
+        return {
+            f"{name}/{v.spec.index}": value
+            for v in self._views
+            for name, value in v.reports.items()
+        }
 
     # -- inside ----------------------------------------------------------------------------------
     def _call(self, hook: str, v: LayerView, *args: Any) -> Any:
@@ -240,7 +289,7 @@ class Bus:
             self._observe(v, u)
         if not self._train:
             return
-        i, t, optimizer = v.spec.index, self._state.step + 1, self._engine.optimizer
+        i, t, optimizer = v.spec.index, self._t, self._engine.optimizer
         rates = self._engine.rates[i]
         lr, decay = self.lr * rates.lr, self.weight_decay * rates.weight_decay
         params, aux, opt = self._state.params[i], self._state.aux[i], self._state.opt[i]
@@ -258,19 +307,25 @@ class Bus:
             return bottom
         leaf, sources = self._engine.net.nodes[node]
         if leaf is not None:
-            return self.views[leaf].state["s"]
+            return self._views[leaf].state["s"]
         return self._below(sources[0], bottom) + self._below(sources[1], bottom)
 
     def _check(self, signals: Mapping[str, Any]) -> None:
-        issued = {"error": self._error}
+        issued = {"error": self._error, "goodness": self._goodness}
         if self._batch is not None:
             issued |= {"target": self._batch.y, "input": self._batch.x}
         for name, value in signals.items():
             self._declared(name, f"broadcast {name!r}")
+            rank = {"scalar": 0, "phase": 1, "loss": 1}.get(name)
+            if rank is not None and getattr(value, "ndim", None) != rank:
+                raise LocalityError(
+                    f"the broadcast {name!r} must be an array with {rank} axes; got "
+                    f"{type(value).__name__} of shape {np.shape(value)}."
+                )
             if name in issued and value is not issued[name]:
                 raise LocalityError(
                     f"the broadcast {name!r} must be the array that the bus or the batch holds "
-                    f"(readout's error, batch.y, batch.x), unchanged: a channel carries what its "
+                    f"(readout's error, gather's goodness, batch.y, batch.x), unchanged: a channel carries what its "
                     f"name says. Transform it inside the layer."
                 )
 
@@ -305,7 +360,7 @@ class Bus:
     def _hold(self, *in_flight: Any) -> None:
         """Note how many bytes are alive now; only in the step that counts."""
         if self.ledger is not None:
-            kept = [(v.traces, v.state) for v in self.views]
+            kept = [(v.traces, v.state) for v in self._views]
             own = {id(_base(a)) for a in self._state.arrays().values()}
             alive = live_bytes([*kept, *in_flight], own)
             self.ledger.peak_bytes = max(self.ledger.peak_bytes, alive)

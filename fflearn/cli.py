@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ FIELDS: tuple[tuple[str, str, str, str], ...] = (
     ("--weight-decay", "weight_decay", "numbers", "one number, or one per epoch: 0.03,1e-4"),
     ("--schedule", "schedule", "text", "constant, cosine, halves, step:20,30:0.5"),
     ("--patience", "patience", "whole", "stop early after so many epochs without improvement"),
+    ("--evaluate-every", "evaluate_every", "whole", "epochs between two points of the curves"),
     ("--backend", "backend", "text", "numba, reference or cuda"),
     ("--dtype", "dtype", "text", "float32 or float64"),
     ("--threads", "threads", "whole", "threads of the kernels; results do not depend on it"),
@@ -42,18 +44,25 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 (a check failed), 2 (a mistake)."""
+    args = argparse.Namespace(out=None)
     try:
         args = _parser().parse_args(argv)
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()  # here, where a reader that went away can be told
     except FFLearnError as e:
-        code = 1 if isinstance(e, DivergenceError) else 2
         print(f"fflearn: {' '.join(str(e).split())}", file=sys.stderr)
-        return code
+        return 1 if isinstance(e, DivergenceError) else 2
+    except MemoryError as e:
+        print(f"fflearn: not enough memory: {e or 'the system gave none'}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("fflearn: stopped; the same command with the same --out goes on", file=sys.stderr)
+        again = f"; the same command with --out {args.out} goes on" if args.out else ""
+        print(f"fflearn: stopped{again}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 0  # the reader of our output went away, e.g. `| head`
+    except BrokenPipeError:  # as with `| head`; or Python would complain when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,10 +152,10 @@ def _compare(args: argparse.Namespace) -> int:
         kept = {n: getattr(base, n) for n in base.__dataclass_fields__}
         given = {**kept, **given, "settings": settings}
     experiment = Experiment.of("the command line", given)
-    out = Path(args.out) if args.out else default_folder(experiment)
-    records = compare(experiment, out=out, jobs=args.jobs, quiet=args.quiet)
+    args.out = args.out or str(default_folder(experiment))
+    records = compare(experiment, out=args.out, jobs=args.jobs, quiet=args.quiet)
     print(table(records))
-    print(f"records: {out / 'records'}")
+    print(f"records: {Path(args.out) / 'records'}")
     return 0
 
 
@@ -160,8 +169,9 @@ def _train(args: argparse.Namespace) -> int:
     experiment = Experiment.of("the command line", given)
     data = load(experiment.data)
     (run,) = experiment.resolved(data.n_classes).runs()
-    out = Path(args.out or f"runs/{experiment.name}-{run.slug(data.sha256)}")
-    was_there = (out / FINAL).exists()
+    args.out = args.out or f"runs/{experiment.name}-{run.slug(data.sha256)}"
+    final = Path(args.out) / FINAL
+    was_there = final.exists()
     engine = engine_for(run, data)
     done = fit(
         engine,
@@ -170,7 +180,8 @@ def _train(args: argparse.Namespace) -> int:
         batch_size=experiment.batch_size,
         seed=args.seed,
         patience=experiment.patience,
-        out=out,
+        evaluate_every=experiment.evaluate_every,
+        out=args.out,
         quiet=args.quiet,
         label=run.label,
     )
@@ -179,7 +190,7 @@ def _train(args: argparse.Namespace) -> int:
         for by in engine.rule.predictors
     }
     shown = ", ".join(f"{by} {a:.4f}" for by, a in found.items())
-    print(f"{'already finished' if was_there else 'finished'}: {out / FINAL}")
+    print(f"{'already finished' if was_there else 'finished'}: {final}")
     print(f"{run.label} on {data.name}, {done.epoch} epochs, test accuracy by {shown}")
     return 0
 
@@ -218,9 +229,7 @@ def _check(args: argparse.Namespace) -> int:
 
     results = check(args.rule)
     for name, verdict in results:
-        print(
-            f"{'ok  ' if verdict == 'ok' else 'FAIL'}  {name}{'' if verdict == 'ok' else ': ' + verdict}"
-        )
+        print(f"ok    {name}" if verdict == "ok" else f"FAIL  {name}: {verdict}")
     failed = sum(verdict != "ok" for _, verdict in results)
     print(f"{len(results) - failed} of {len(results)} checks passed")
     return 1 if failed else 0
@@ -262,16 +271,20 @@ def _seeds(text: str) -> int | tuple[int, ...]:
 def _rules_list(text: str) -> tuple[str, ...]:
     from fflearn.registry import split_list
 
-    return tuple(split_list(text))
+    found = tuple(split_list(text))
+    if not found:
+        raise argparse.ArgumentTypeError(f"needs at least one rule; got {text!r}")
+    return found
 
 
 def _setting(text: str) -> tuple[str, Any]:
     from fflearn.registry import literal
 
-    name, equals, value = text.partition("=")
+    name, equals, value = text.rpartition("=")  # a variant has = in its brackets
     if not equals or "." not in name:
         raise argparse.ArgumentTypeError(f"needs RULE.PARAM=VALUE; got {text!r}")
-    return name.strip(), literal(value.strip())
+    found = literal(value.strip())
+    return name.strip(), "none" if found is None else found
 
 
 _READERS: dict[str, Any] = {

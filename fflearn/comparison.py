@@ -12,18 +12,15 @@ from typing import Any
 
 from fflearn import registry
 from fflearn.base import Channel
-from fflearn.data import DataSet
+from fflearn.data import Batches, DataSet
 from fflearn.data import load as load_data
-from fflearn.errors import SpecError
-from fflearn.experiment import Experiment, Run
+from fflearn.errors import DivergenceError, SpecError
+from fflearn.experiment import TRIALS, Experiment, Run, whole
 from fflearn.fingerprint import fingerprint, versions
 from fflearn.state import write_atomically
-from fflearn.training import Progress, accuracy, fit, make_engine
+from fflearn.training import Progress, accuracy, fit, make_engine, writable
 
 Record = dict[str, Any]
-
-# Learning rates to try, as factors of the given one: outward, so that few trials stay near it.
-TRIALS = (1.0, 3.0, 0.3, 10.0, 0.1, 30.0, 0.03, 100.0, 0.01)
 
 
 def compare(
@@ -67,6 +64,7 @@ def compare(
     >>> records[0]["channels_declared"]
     ['error']
     """
+    whole("jobs", jobs, 1)
     if isinstance(experiment, (str, Path)):
         experiment = Experiment.load(experiment)
     experiment = experiment or Experiment()
@@ -76,10 +74,10 @@ def compare(
     data = load_data(experiment.data)
     experiment = experiment.resolved(data.n_classes)
     runs = experiment.runs()
-    for run in runs:  # every mistake shows before the first step of training
-        engine_for(run, data)
+    _check(runs, data)
     folder = Path(out) if out is not None else None
     if folder is not None:
+        writable(folder / "records")
         write_atomically(folder / "experiment.toml", experiment.dump().encode())
     if jobs == 1:
         return [record_of(run, data, folder, quiet) for run in runs]
@@ -89,12 +87,21 @@ def compare(
     return list(Parallel(n_jobs=jobs, verbose=0 if quiet else 5)(work))
 
 
+def _check(runs: list[Run], data: DataSet) -> None:
+    """Every mistake shows before the first step of training."""
+    e = runs[0].experiment
+    learned = data.split_validation() if e.patience or e.tune > 1 else data
+    Batches(learned, e.batch_size, seed=0)
+    for run in runs[:: len(e.seeds)]:
+        engine_for(run, data)
+
+
 def engine_for(run: Run, data: DataSet, factor: float = 1.0) -> Any:
     """The engine of a run, its learning rate times ``factor``."""
     e, chosen = run.experiment, run.optimizer()
     return make_engine(
-        run.variant,
         e.net,
+        run.variant,
         data.in_shape,
         data.n_classes,
         optimizer=replace(chosen, lr=chosen.lr * factor),
@@ -109,11 +116,8 @@ def record_of(run: Run, data: DataSet, folder: Path | None, quiet: bool) -> Reco
     """The record of one run: found finished in ``folder``, or made now."""
     slug = run.slug(data.sha256)
     path = folder / "records" / f"{slug}.json" if folder is not None else None
-    if path is not None and path.is_file():
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            pass  # damaged by something else than us (records are written whole): make it anew
+    if path is not None and (found := _finished(path, run)):
+        return found
     factor, trials = _tuned(run, data, quiet) if run.experiment.tune > 1 else (1.0, [])
     e = run.experiment
     progress = fit(
@@ -135,10 +139,21 @@ def record_of(run: Run, data: DataSet, folder: Path | None, quiet: bool) -> Reco
     return record
 
 
+def _finished(path: Path, run: Run) -> Record | None:
+    """The record of a run, if it is there and whole; otherwise it is made anew."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    wanted = json.loads(json.dumps(run.spec()))
+    return record if isinstance(record, dict) and record.get("spec") == wanted else None
+
+
 def _tuned(run: Run, data: DataSet, quiet: bool) -> tuple[float, list[dict[str, float]]]:
     """The best learning-rate factor on the validation set, and what was tried.
 
-    Every rule gets the same factors and the same budget, and the first seed of the experiment.
+    Every rule gets the same factors and the same budget.  Every seed is tuned by itself: a run
+    depends on nothing but its own settings, and the spread over seeds holds that of tuning.
     """
     inner = data.split_validation()
     e, trials = run.experiment, []
@@ -151,12 +166,12 @@ def _tuned(run: Run, data: DataSet, quiet: bool) -> tuple[float, list[dict[str, 
                 inner,
                 epochs=e.epochs,
                 batch_size=e.batch_size,
-                seed=e.seeds[0],
+                seed=run.seed,
                 evaluate_every=e.epochs,
                 quiet=quiet,
                 label=label,
             ).best[0]
-        except ArithmeticError:
+        except DivergenceError:
             found = 0.0  # a learning rate that diverges is a bad one, not an error
         trials.append({"factor": factor, "lr": engine.optimizer.lr, "accuracy": found})
     return max(trials, key=lambda t: t["accuracy"])["factor"], trials
@@ -262,12 +277,12 @@ def _notes(groups: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
     first = next(iter(groups.values()))[0]
     seeds = sorted({r["seed"] for found in groups.values() for r in found})
     many = "±: standard deviation over seeds. " if len(seeds) > 1 else ""
-    notes = [
+    legend = (
         f"{first['data']}, {first['test_n']} test samples, seeds {', '.join(map(str, seeds))}. "
         f"{many}Train s: training steps alone, {first['fingerprint']['threads']} thread(s). "
-        f"Peak MB: arrays kept alive for learning.",
-        f"net: {first['net']}",
-    ]
+        f"Peak MB: arrays kept alive for learning."
+    )
+    notes = [legend, f"net: {first['net']}"]
     for label, found in groups.items():
         r = found[0]
         if r["net_as_trained"] != r["net"]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import os
 from typing import Any
 
 from fflearn import kernels
 from fflearn.data import fetch
 from fflearn.errors import FFLearnError
-from fflearn.fingerprint import machine, versions
+from fflearn.fingerprint import installed, machine, versions
 
 EXTRAS = {  # extra -> (module that shows it is there, what it is for)
     "torch": ("torch", "the reference path, rule 'torch'"),
@@ -29,23 +29,29 @@ def examine() -> dict[str, Any]:
             found["backends"][name] = str(e)
     found["threading_layer"] = _threading_layer()
     found["extras"] = {
-        extra: "installed" if find_spec(module) else f'pip install "fflearn[{extra}]": {what}'
+        extra: "installed" if installed(module) else f'pip install "fflearn[{extra}]": {what}'
         for extra, (module, what) in EXTRAS.items()
     }
-    found["data"] = {
-        "FFLEARN_DATA": [str(p) for p in fetch.user_folders("mnist")],
-        "cache": str(fetch.cache_folder()),
-    }
+    found["data"] = {"FFLEARN_DATA": _own_data(), "cache": str(fetch.cache_folder())}
     return found
 
 
 def _threading_layer() -> str:
     try:
-        from fflearn.kernels.cpu import threading_layer
+        from fflearn.kernels.cpu import CpuKernels, threading_layer
 
+        CpuKernels().uniform(0, 0, 1 << 16)  # numba chooses the layer at the first parallel loop
         return threading_layer()
     except ImportError as e:
         return f"none: {e}"
+
+
+def _own_data() -> str:
+    try:
+        fetch.user_folders("")
+        return os.environ.get("FFLEARN_DATA", "")
+    except FFLearnError as e:
+        return str(e)
 
 
 def shown(found: dict[str, Any]) -> str:
@@ -58,5 +64,6 @@ def shown(found: dict[str, Any]) -> str:
     lines += [f"backend    {name}: {state}" for name, state in found["backends"].items()]
     lines.append(f"threads    numba's layer: {found['threading_layer']}")
     lines += [f"extra      {name}: {state}" for name, state in found["extras"].items()]
+    lines.append(f"data       FFLEARN_DATA: {found['data']['FFLEARN_DATA'] or 'not set'}")
     lines.append(f"data       cache: {found['data']['cache']}")
     return "\n".join(lines)

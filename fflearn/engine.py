@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -220,13 +221,12 @@ class Engine:
         batch = self._checked_batch(batch)
         variant = self.rule.variant(self.settings_at(state.step)[0], self.specs)
         program = (batch.x.shape, variant, batch.weight is None)
-        ledger = None if program in self._counted else Ledger(batch=len(batch.x))
+        ledger = None if program in self._counted else self._new_ledger(len(batch.x))
         key = Key(state.seed).using(self.kernels).at(state.step).fold("step")
         with self.kernels.running(self.threads):
             bus = wire(self, state, batch, key, train, variant, observe, ledger)
             info = dict(self.rule.step(bus, batch))
-        for v in bus.views:
-            info |= {f"{name}/{v.spec.index}": value for name, value in v.reports.items()}
+        info |= bus.reports()
         # A rule without a loss at the output is as good as its layers' own losses.
         local = [value for name, value in info.items() if name.startswith("loss/")]
         if "loss" not in info and local:
@@ -234,6 +234,10 @@ class Engine:
         if ledger is not None:
             self._counted[program] = ledger
         return info, self._counted[program]
+
+    def _new_ledger(self, samples: int) -> Ledger:
+        size = sum(math.prod(spec.out_shape) for spec in self.specs)
+        return Ledger(batch=samples, one_forward=size)
 
     def predict(self, state: State, x: Any, by: str = "", rows: int = 1000) -> np.ndarray:
         """Scores (N, C) for samples (N, *in); the best class has the highest score.

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fflearn import registry
+from fflearn import kernels, registry
+from fflearn.engine import default_optimizer
 from fflearn.errors import SpecError
-from fflearn.optim import OPTIMIZERS, Optimizer, optimizer
+from fflearn.fingerprint import installed
+from fflearn.networks import network
+from fflearn.optim import Optimizer
 from fflearn.registry import Variant
 
 NETS = {  # the network of a data set where none is given
@@ -22,6 +26,11 @@ NETS = {  # the network of a data set where none is given
     "cifar10": "dense 1024 relu | dense 512 relu | dense 10",
 }
 OPTIMIZER_SETTINGS = ("optimizer", "lr", "momentum", "weight_decay", "schedule")
+
+# Learning rates to try, as factors of the given one: outward, so that few trials stay near it.
+TRIALS = (1.0, 3.0, 0.3, 10.0, 0.1, 30.0, 0.03, 100.0, 0.01)
+
+MOST_SEEDS = 1000  # what "how many seeds" can mean: a larger number was meant as a seed
 
 
 @dataclass(frozen=True)
@@ -85,27 +94,32 @@ class Experiment:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name, kind in _LISTS.items():
-            value = getattr(self, name)
-            if isinstance(value, list):
-                value = tuple(value)
-            if name == "seeds" and isinstance(value, int) and not isinstance(value, bool):
-                value = tuple(range(value))  # "3 seeds" are the seeds 0, 1, 2
-            if isinstance(value, tuple) and not all(isinstance(v, kind) for v in value):
-                raise SpecError(f"{name} needs a list; got {value!r}.")
-            object.__setattr__(self, name, value)
+        seeds = self.seeds
+        if isinstance(seeds, int) and not isinstance(seeds, bool):
+            object.__setattr__(self, "seeds", _first_seeds(seeds))
+        for f in fields(self):
+            value = getattr(self, f.name)
+            value = tuple(value) if isinstance(value, list) else value
+            object.__setattr__(self, f.name, fitting(f.name, str(f.type), value))
         for name in ("epochs", "batch_size", "threads", "evaluate_every"):
-            _whole(name, getattr(self, name), 1)
-        for name in ("tune", "patience"):
-            _whole(name, getattr(self, name), 0)
-        if not isinstance(self.seeds, tuple) or not self.seeds:
-            raise SpecError(f"seeds needs at least one seed; got {self.seeds!r}. Type --seeds 3")
+            whole(name, getattr(self, name), 1)
+        whole("patience", self.patience, 0)
+        if whole("tune", self.tune, 0) > len(TRIALS):
+            raise SpecError(f"tune needs at most {len(TRIALS)} learning rates; got {self.tune}.")
         for seed in self.seeds:
-            _whole("seeds", seed, 0)
-        if not self.name:
-            object.__setattr__(self, "name", Path(self.data).stem)
-        if not re.fullmatch(r"[\w.+-]+", self.name):
-            raise SpecError(f"name needs letters, digits and . + - _ alone; got {self.name!r}.")
+            whole("a seed", seed, 0)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise SpecError(f"seeds needs one seed or more, each once; got {self.seeds!r}.")
+        if self.weight_decay == ():
+            raise SpecError("weight_decay needs at least one number; got an empty list.")
+        if self.backend not in kernels.names():
+            raise SpecError(
+                f"backend needs one of {', '.join(kernels.names())}; got {self.backend!r}."
+            )
+        object.__setattr__(self, "settings", _flat(self.settings))
+        object.__setattr__(self, "name", self.name or _file_name(Path(self.data).stem))
+        if not re.fullmatch(r"[\w.=+-]+", self.name):
+            raise SpecError(f"name needs letters, digits and . + - = _ alone; got {self.name!r}.")
 
     # -- files -----------------------------------------------------------------------------------
     @classmethod
@@ -121,18 +135,21 @@ class Experiment:
         except tomllib.TOMLDecodeError as e:
             raise SpecError(f"the recipe {path} is not TOML: {e}.") from e
         table.pop("published", None)  # numbers to compare with; benchmarks.replay reads them
-        return cls.of(f"the recipe {path}", {"name": path.stem, **table})
+        return cls.of(f"the recipe {path}", {"name": _file_name(path.stem), **table})
 
     @classmethod
     def of(cls, where: str, given: Mapping[str, Any]) -> Experiment:
-        """An experiment from fields; SpecError names an unknown one or one of a wrong kind."""
-        known = {f.name: f for f in fields(cls)}
-        for name, value in given.items():
+        """An experiment from fields; SpecError says where an unknown or wrong one is."""
+        known = [f.name for f in fields(cls)]
+        for name in given:
             if name not in known:
-                raise SpecError(f"{where} has no field {name!r}; there are: {', '.join(known)}.")
-            if not _fits(value, str(known[name].type)):
-                raise SpecError(f"{where} needs {name} as {known[name].type}; got {value!r}.")
-        return cls(**given)
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"Did you mean {near[0]}?" if near else f"It may have {', '.join(known)}."
+                raise SpecError(f"{where} has an unknown field {name!r}. {hint}")
+        try:
+            return cls(**given)
+        except SpecError as e:
+            raise SpecError(f"{where}: {e}") from e
 
     def dump(self) -> str:
         """The TOML text that `load` reads back, every option resolved."""
@@ -145,59 +162,67 @@ class Experiment:
     # -- the runs --------------------------------------------------------------------------------
     def resolved(self, n_classes: int) -> Experiment:
         """The experiment with network and rules spelled out."""
-        net = (
-            self.net
-            or NETS.get(self.data)
-            or (f"dense 256 relu | dense 256 relu | dense {n_classes}")
-        )
+        default = f"dense 256 relu | dense 256 relu | dense {n_classes}"
+        net = self.net or NETS.get(self.data, default)
         return replace(self, net=net, rules=self.rules or tuple(available_rules()))
 
     def runs(self) -> list[Run]:
         """One run per rule and seed, in the order of the rules."""
-        variants = [registry.parse(r) for r in self.rules]
-        if self.adapted:
-            variants += self._yardsticks(variants)
-        labels = [v.label for v in variants]
+        found = [self._run(registry.parse(r)) for r in self.rules]
+        labels = [run.label for run in found]
         if len(set(labels)) < len(labels):
             raise SpecError(f"the rules {', '.join(labels)} hold one twice. Name each once.")
-        used: set[str] = set()
-        found = [self._run(v, seed, used) for v in variants for seed in self.seeds]
+        if self.adapted:
+            found += [run for run in self._yardsticks(found) if run.label not in labels]
         for name in self.settings:
-            if name not in used:
-                rules = ", ".join(labels)
-                raise SpecError(f"the setting {name!r} belongs to none of the rules {rules}.")
+            if not any(_concerns(name, run.shown) for run in found):
+                raise SpecError(
+                    f"the setting {name!r} belongs to none of the rules {', '.join(labels)}."
+                )
+        return [replace(run, seed=seed) for run in found for seed in self.seeds]
+
+    def _yardsticks(self, runs: list[Run]) -> list[Run]:
+        """Backprop on every network that a rule adapted, each network once."""
+        seen, found = [network(self.net)], []
+        for run in runs:
+            variant = run.variant
+            if variant.name == registry.REFERENCE or variant.network_of:
+                continue
+            rule = registry.build(variant)
+            net = rule.adapt(seen[0])
+            if rule.ends_in_logits and net not in seen:
+                seen.append(net)
+                found.append(self._run(Variant("backprop", {}, variant.label)))
         return found
 
-    def _yardsticks(self, variants: list[Variant]) -> list[Variant]:
-        from fflearn.networks import network
-
-        net = network(self.net)
-        changed = [
-            v
-            for v in variants
-            if v.name != registry.REFERENCE and registry.build(v).adapt(net) != net
-        ]
-        return [Variant("backprop", {}, v.name) for v in changed]
-
-    def _run(self, variant: Variant, seed: int, used: set[str]) -> Run:
-        params, chosen = dict(variant.params), {}
-        for n in OPTIMIZER_SETTINGS:
-            if getattr(self, n) is not None:
-                chosen[n] = getattr(self, n)
-        for name, value in self.settings.items():
-            rule, _, param = name.rpartition(".")
-            if rule not in (variant.label, variant.name) and rule not in _short(variant.name):
-                continue
-            used.add(name)
+    def _run(self, shown: Variant) -> Run:
+        params: dict[str, Any] = {}
+        chosen = {n: v for n in OPTIMIZER_SETTINGS if (v := getattr(self, n)) is not None}
+        kinds = {f.name: str(f.type) for f in fields(self)}
+        # What is said of a rule comes first, what is said of this variant of it replaces that.
+        of_rule = [n for n in self.settings if _concerns(n, Variant(shown.name))]
+        of_variant = [n for n in self.settings if _concerns(n, shown) and n not in of_rule]
+        for name in (*of_rule, *of_variant):
+            param, value = name.rpartition(".")[2], self.settings[name]
             if param in OPTIMIZER_SETTINGS:
-                chosen[param] = tuple(value) if isinstance(value, list) else value
+                chosen[param] = fitting(name, kinds[param], value)
             else:
-                params.setdefault(param, value)
-        return Run(variant, replace(variant, params=params), seed, chosen, self)
+                params[param] = _parameter(shown.name, param, value)
+        return Run(shown, replace(shown, params=params | dict(shown.params)), 0, chosen, self)
 
 
-def _short(name: str) -> tuple[str, ...]:
-    return () if name == registry.REFERENCE else registry.rule_class(name).short
+def _concerns(setting: str, variant: Variant) -> bool:
+    """Whether a setting names this variant, or the rule that it is a variant of."""
+    target = registry.parse(setting.rpartition(".")[0])
+    return target.label in (variant.label, variant.name)
+
+
+def _parameter(rule: str, name: str, value: Any) -> Any:
+    """A rule's parameter from TOML, which has no word for None but the text "none"."""
+    if value != "none" or rule == registry.REFERENCE:
+        return value
+    own = {f.name: f.default for f in fields(registry.rule_class(rule))}
+    return value if isinstance(own.get(name), str) else None
 
 
 @dataclass(frozen=True)
@@ -227,21 +252,10 @@ class Run:
 
     def optimizer(self) -> Optimizer:
         """The optimizer with the rule's defaults where nothing was chosen."""
-        name = self.variant.name
-        kind = registry.rule_class("backprop" if name == registry.REFERENCE else name)
-        chosen = dict(self.chosen)
-        own = dict(kind.optimizer)
-        name = chosen.pop("optimizer", own["name"])
-        if name not in OPTIMIZERS:
-            raise SpecError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}.")
-        if name != own.pop("name"):
-            own = {}
-        momentum = {f.name for f in fields(OPTIMIZERS[name])} >= {"momentum"}
-        if "momentum" in chosen and not momentum:
-            raise SpecError(
-                f"{name} has no momentum setting. Type --optimizer sgd, or leave it out."
-            )
-        return optimizer(name, **{**own, **chosen})
+        reference = self.variant.name == registry.REFERENCE
+        rule = registry.build(Variant("backprop") if reference else self.variant)
+        chosen = {"name" if n == "optimizer" else n: v for n, v in self.chosen.items()}
+        return default_optimizer(rule, **chosen)
 
     def spec(self) -> dict[str, Any]:
         """Everything the result depends on, as plain values."""
@@ -260,6 +274,7 @@ class Run:
             "evaluate_every": e.evaluate_every,
             "backend": e.backend,
             "dtype": e.dtype,
+            **source(self.variant.name),
         }
 
     def digest(self, data_sha256: str) -> str:
@@ -269,41 +284,91 @@ class Run:
 
     def slug(self, data_sha256: str) -> str:
         """File name of the record, without suffix."""
-        plain = re.sub(r"[^\w.=+-]+", "_", self.label).strip("_")
-        return f"{plain[:60]}-seed{self.seed}-{self.digest(data_sha256)}"
+        return f"{_file_name(self.label)[:60]}-seed{self.seed}-{self.digest(data_sha256)}"
 
 
 def available_rules() -> list[str]:
     """Every rule of the package, the yardsticks first, and the reference where torch is."""
-    from importlib.util import find_spec
-
-    first = ["backprop", *([registry.REFERENCE] if find_spec("torch") else []), "frozen"]
+    first = ["backprop", *([registry.REFERENCE] if installed("torch") else []), "frozen"]
     return [*first, *(n for n in registry.names() if n not in first)]
 
 
-_LISTS: dict[str, Any] = {"rules": str, "seeds": int, "weight_decay": (int, float)}
+def source(rule: str) -> dict[str, str]:
+    """For a rule from a file, the file's digest: another text is another rule."""
+    path = Path(rule)
+    if path.suffix != ".py" or not path.is_file():
+        return {}
+    return {"rule_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def _whole(name: str, value: Any, least: int) -> None:
+# -- checking fields -------------------------------------------------------------------------------
+def whole(name: str, value: Any, least: int) -> int:
+    """The value, if it is a whole number from ``least`` on; SpecError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise SpecError(f"{name} needs a whole number from {least} on; got {value!r}.")
+    return value
 
 
-def _fits(value: Any, kind: str) -> bool:
-    """Whether a TOML value fits a field's annotation."""
-    kinds: dict[str, Any] = {"str": str, "int": int, "bool": bool, "float": (int, float)}
-    words = [w.strip() for w in kind.split("|")]
-    if isinstance(value, bool):
-        return "bool" in words
-    if isinstance(value, (list, tuple)):
-        return "tuple" in kind
-    if isinstance(value, Mapping):
-        return "Mapping" in kind
-    if value is None:
-        return "None" in words
-    if kind.startswith("tuple[int") and isinstance(value, int):
-        return True
-    return any(isinstance(value, kinds[w]) for w in words if w in kinds)
+def fitting(name: str, kind: str, value: Any) -> Any:
+    """The value, if it fits a field's annotation; SpecError says what would."""
+    kinds = [k.strip() for k in kind.split("|")]
+    if not any(_KINDS[k][0](value) for k in kinds):
+        words = " or ".join(_KINDS[k][1] for k in kinds if k != "None")
+        raise SpecError(f"{name} needs {words}; got {value!r}.")
+    return value
+
+
+def _all(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, tuple) and all(map(check, value))
+
+
+def _is(*kinds: type) -> Callable[[Any], bool]:
+    """Whether a value is of a type; True and 1 are told apart."""
+    return lambda value: isinstance(value, kinds) and (bool in kinds) >= isinstance(value, bool)
+
+
+# The annotations of the Experiment: what fits them, and how to say it.
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "None": (_is(type(None)), "nothing"),
+    "bool": (_is(bool), "true or false"),
+    "int": (_is(int), "a whole number"),
+    "float": (_is(int, float), "a number"),
+    "str": (_is(str), "a text"),
+    "tuple[str, ...]": (_all(_is(str)), "a list of texts"),
+    "tuple[int, ...]": (_all(_is(int)), "a list of whole numbers"),
+    "tuple[float, ...]": (_all(_is(int, float)), "a list of numbers"),
+    "Mapping[str, Any]": (_is(Mapping), "a table"),
+}
+
+
+def _first_seeds(n: int) -> tuple[int, ...]:
+    if whole("seeds", n, 1) > MOST_SEEDS:
+        raise SpecError(
+            f"seeds needs a list, or how many: at most {MOST_SEEDS}; got {n}. For this one seed, "
+            f'type --seeds "{n},"'
+        )
+    return tuple(range(n))  # "3 seeds" are the seeds 0, 1, 2
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by "rule.param"; in TOML, ``ff.lr = 1`` and ``"ff.lr" = 1`` mean the same."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{param}": inner for param, inner in value.items()}
+        else:
+            found[name] = value
+    for name, value in found.items():
+        found[name] = value = tuple(value) if isinstance(value, list) else value
+        if "." not in name:
+            raise SpecError(f"a setting needs the form rule.param; got {name!r}.")
+        fitting(f"the setting {name!r}", "bool | float | str | tuple[float, ...]", value)
+    return found
+
+
+def _file_name(text: str) -> str:
+    """The text with everything that file names cannot hold everywhere replaced by _."""
+    return re.sub(r"[^\w.=+-]+", "_", text).strip("_") or "experiment"
 
 
 def _toml(value: Any) -> str:

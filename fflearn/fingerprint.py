@@ -6,6 +6,7 @@ import os
 import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 PACKAGES = ("numpy", "numba", "scikit-learn", "safetensors", "torch", "cupy-cuda13x")
@@ -51,6 +52,14 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def installed(module: str) -> bool:
+    """Whether a module can be found; it is not imported."""
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # something stands in the way of looking
+        return False
 
 
 def fingerprint(backend: str, dtype: str, threads: int) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class ListeningBus(Bus):
 
     def __init__(self, *args: Any, heard: list[list[np.ndarray]], **named: Any):
         super().__init__(*args, **named)
-        for v, rows in zip(self.views, heard, strict=True):
+        for v, rows in zip(self._views, heard, strict=True):
             v._layer = _Ear(v._layer, rows)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fflearn.data import load_samples
-from fflearn.errors import ShapeError
+from fflearn.errors import DataError, ShapeError
 from fflearn.training import restored
 
 
@@ -37,7 +37,13 @@ def predict_file(checkpoint: str | Path, samples: str | Path, by: str = "") -> s
             f"the network takes samples of shape {engine.in_shape}; {samples} holds samples of "
             f"shape {x.shape[1:]}."
         )
-    scores = engine.predict(state, x.reshape(len(x), *engine.in_shape), by)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scores = engine.predict(state, x.reshape(len(x), *engine.in_shape), by)
+    if not np.isfinite(scores).all():
+        row = int(np.argmin(np.isfinite(scores).all(axis=1)))
+        raise DataError(
+            f"sample {row} of {samples} overflows the network. Scale it as in training."
+        )
     classes = state.meta["run"]["classes"] or [str(c) for c in range(engine.n_classes)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

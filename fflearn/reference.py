@@ -122,18 +122,18 @@ class TorchEngine:
                 of_one["step"].fill_(state.step)
         with self._running():
             optimizer.zero_grad()
-            weighted, plain = self._losses(params, batch)
-            weighted.backward()
+            loss = self._loss_of(params, batch)
+            loss.backward()
             optimizer.step()
         state.step += 1
-        return {"loss": plain.detach().numpy()}, self._counted[program]
+        return {"loss": loss.detach().numpy()}, self._counted[program]
 
     def updates(self, state: State, batch: Batch) -> list[Update]:
         """The gradient of every layer, without changing the state."""
         params, optimizer = self._bind(state)
         with self._running():
             optimizer.zero_grad()
-            self._losses(params, batch)[0].backward()
+            self._loss_of(params, batch).backward()
         found = [Update({n: t.grad.numpy().copy() for n, t in p.items()}) for p in params]
         optimizer.zero_grad()
         return found
@@ -174,15 +174,13 @@ class TorchEngine:
             self._bound = state, params, optimizer
         return self._bound[1], self._bound[2]
 
-    def _losses(self, params: list[dict[str, Any]], batch: Batch) -> tuple[Any, Any]:
-        """The weighted mean of the loss, to be minimised, and the plain one, to be reported."""
+    def _loss_of(self, params: list[dict[str, Any]], batch: Batch) -> Any:
+        """The (weighted) batch mean of the loss."""
         x, y, _, weight = self._twin._checked_batch(batch)
         loss = self._loss(self._torch, self._output(params, self._tensor(x)), self._tensor(y))
-        plain = loss.mean()
         if weight is None:
-            return plain, plain
-        w = self._tensor((weight / weight.sum()).astype(self.dtype))
-        return (w * loss).sum(), plain
+            return loss.mean()
+        return (self._tensor((weight / weight.sum()).astype(self.dtype)) * loss).sum()
 
     def _output(self, params: list[dict[str, Any]], x: Any) -> Any:
         return _through(self._torch, self.net.nodes, self.net.leaves, params, x)
@@ -200,7 +198,7 @@ class TorchEngine:
         _, counted = self._twin.step(state.copy(), batch)
         params, _ = self._bind(state)
         with self._torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            self._losses(params, batch)
+            self._loss_of(params, batch)
         gradients = sum(a.nbytes for slots in state.params for a in slots.values())
         return replace(counted, peak_bytes=sum(saved.values()) + gradients)
 

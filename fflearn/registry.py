@@ -9,6 +9,7 @@ import ast
 import difflib
 import importlib.util
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -100,9 +101,11 @@ def _from_file(path: Path) -> type[Rule]:
     spec = importlib.util.spec_from_file_location(f"fflearn_rule_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their annotations up
     try:
         spec.loader.exec_module(module)
     except Exception as e:
+        del sys.modules[spec.name]
         raise SpecError(f"the rule file {path} fails on import: {type(e).__name__}: {e}") from e
     kind = _only_rule(module, str(path))
     _FILES[kind] = str(path.resolve())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from fflearn.data import Batches, DataSet
 from fflearn.data import load as load_data
 from fflearn.engine import Engine
 from fflearn.errors import CheckpointError, DivergenceError, SpecError
+from fflearn.experiment import source, whole
 from fflearn.networks import network
 from fflearn.optim import Optimizer
 from fflearn.optim import optimizer as optimizer_by_name
@@ -39,6 +42,8 @@ class Progress:
         evaluated) and "seconds" (training alone, so far).
     best : tuple of (float, int)
         Best accuracy on the held-out part, and its epoch.
+    finished : bool
+        No epoch is to come: all are done, or the run was stopped.
     """
 
     engine: Any
@@ -52,6 +57,7 @@ class Progress:
     ledger: Ledger = field(default_factory=Ledger)
     compile_seconds: float = 0.0
     finished: bool = False
+    label: str = ""
 
     @property
     def epoch(self) -> int:
@@ -78,6 +84,7 @@ def train(
     dtype: str = "float32",
     threads: int = 1,
     patience: int = 0,
+    evaluate_every: int = 1,
     out: str | Path | None = None,
     callbacks: Iterable[Callable[[Progress], bool | None]] = (),
     quiet: bool = True,
@@ -88,6 +95,7 @@ def train(
     ----------
     net : str, Network or list of layers
     rule : Rule or str
+        As the command line writes it: "dfa", "dfa[scale=2]", "my_rule.py", "torch".
     data : DataSet, name, path, or arrays (x, y)
     epochs, batch_size, seed : int
     optimizer : Optimizer, optional
@@ -95,6 +103,8 @@ def train(
     patience : int
         Above 0: hold out a tenth of the training part, and stop after this many epochs without
         a better accuracy on it.
+    evaluate_every : int
+        Epochs between two evaluations for the curves; the last epoch is always evaluated.
     out : path, optional
         Folder for ``checkpoint.safetensors`` (once an epoch) and ``final.safetensors``.  The
         same call again resumes bit for bit, or returns the finished run.
@@ -111,8 +121,9 @@ def train(
     Raises
     ------
     DivergenceError
-        A loss that is not finite; the state is that of the last good epoch.
-    SpecError, ShapeError, DataError, CheckpointError
+        A loss or a parameter that is not finite; files and state are those of the last epoch.
+    SpecError, ShapeError, DataError, CheckpointError, BackendUnavailable, MissingExtra
+        Before anything is trained.
 
     Examples
     --------
@@ -122,10 +133,9 @@ def train(
     2
     """
     data = load_data(data)
-    rule = registry.rule(rule) if isinstance(rule, str) else rule
-    engine = Engine(
+    engine = make_engine(
         net,
-        rule,
+        rule if isinstance(rule, Rule) else registry.parse(rule),
         data.in_shape,
         data.n_classes,
         optimizer=optimizer,
@@ -141,6 +151,7 @@ def train(
         batch_size=batch_size,
         seed=seed,
         patience=patience,
+        evaluate_every=evaluate_every,
         out=out,
         callbacks=callbacks,
         quiet=quiet,
@@ -164,42 +175,51 @@ def fit(
 ) -> Progress:
     """Run an engine to the end of its epochs: see `train`.
 
-    ``save_every_seconds`` spaces the checkpoints of short epochs.
+    ``save_every_seconds`` spaces the checkpoints of short epochs; ``label`` is what progress bar
+    and errors call the run.
     """
-    if epochs < 1:
-        raise SpecError(f"epochs needs a whole number from 1 on; got {epochs!r}.")
+    limits = (
+        ("epochs", epochs, 1),
+        ("patience", patience, 0),
+        ("evaluate_every", evaluate_every, 1),
+    )
+    for limited in limits:
+        whole(*limited)
     if patience:
         data = data.split_validation()
-    batches = Batches(data, batch_size, seed)
+    batches, callbacks = Batches(data, batch_size, seed), tuple(callbacks)
     engine.horizon = (batches.steps_per_epoch, epochs)
-    state = engine.init(seed)
-    run = Progress(engine, state, data, epochs)
+    run = Progress(engine, engine.init(seed), data, epochs)
     identity = _identity(engine, data, epochs, batch_size, patience)
-    state.meta |= {"run": identity}
-    files = _Files(Path(out), save_every_seconds) if out is not None else None
-    if files is not None:
+    run.state.meta |= {"run": identity}
+    run.label = label or identity["rule"]
+    with _Files(out, save_every_seconds) as files:
         files.resume(run)
-    if run.finished:
-        return run
-    _warm_up(run, batches)
+        if run.finished:
+            run.ledger = _counted_again(run)
+        else:
+            _warm_up(run, batches)
+        with _bar(run, batches, quiet) as bar:
+            while not run.finished:
+                _epoch(run, batches, bar)
+                last = run.epoch == epochs
+                _evaluate(run, last or run.epoch % evaluate_every == 0)
+                bar.set_postfix(_shown(run))
+                stop = bool(patience) and run.epoch - run.best[1] >= patience
+                for callback in callbacks:
+                    stop |= bool(callback(run))
+                run.finished = last or stop
+                files.save(run)
+        files.finish(run)
+    return run
+
+
+def _bar(run: Progress, batches: Batches, quiet: bool) -> Any:
     from tqdm import tqdm
 
-    total = batches.steps_per_epoch * epochs
-    with tqdm(
-        total=total, initial=run.state.step, desc=label, disable=quiet or None, leave=False
-    ) as bar:
-        while run.epoch < epochs and not run.finished:
-            _epoch(run, batches, bar)
-            last = run.epoch == epochs
-            _evaluate(run, force=last or run.epoch % evaluate_every == 0)
-            bar.set_postfix(_shown(run))
-            stop = bool(patience) and run.epoch - run.best[1] >= patience
-            for callback in callbacks:
-                stop |= bool(callback(run))
-            run.finished = last or stop
-            if files is not None:
-                files.save(run)
-    return run
+    steps = {"total": batches.steps_per_epoch * run.epochs, "initial": run.state.step}
+    # disable=None: no bar where the output is no terminal
+    return tqdm(**steps, desc=run.label, disable=quiet or None, leave=False)
 
 
 def _epoch(run: Progress, batches: Batches, bar: Any) -> None:
@@ -207,21 +227,22 @@ def _epoch(run: Progress, batches: Batches, bar: Any) -> None:
     good, losses = state.copy(), []
     one_hot = np.eye(engine.n_classes, dtype=engine.dtype)
     seconds = run.train_seconds
-    for step in range(state.step, (run.epoch + 1) * batches.steps_per_epoch):
-        start = time.perf_counter()
-        x, labels = batches.batch(step)
-        info, ledger = engine.step(state, Batch(x, one_hot[labels]))
-        losses.append(float(info.get("loss", 0.0)))
-        seconds += time.perf_counter() - start
-        if not math.isfinite(losses[-1]):
-            _diverged(run, good, step)
-        if len(x) == batches.batch_size:
-            run.ledger = ledger
-        bar.update()
+    with np.errstate(all="ignore"):  # what overflows is found below, and raised
+        for step in range(state.step, (run.epoch + 1) * batches.steps_per_epoch):
+            start = time.perf_counter()
+            x, labels = batches.batch(step)
+            info, ledger = engine.step(state, Batch(x, one_hot[labels]))
+            losses.append(float(info.get("loss", 0.0)))
+            seconds += time.perf_counter() - start
+            if not math.isfinite(losses[-1]):
+                _diverged(run, good, step)
+            if len(x) == batches.batch_size:
+                run.ledger = ledger
+            bar.update()
     if state.first_bad():
         _diverged(run, good, state.step - 1)
-    for name, value in [("epoch", run.epoch + 1), ("loss", sum(losses) / len(losses))]:
-        run.curves[name].append(value)
+    run.curves["epoch"].append(run.epoch + 1)
+    run.curves["loss"].append(sum(losses) / len(losses))
     run.curves["seconds"].append(seconds)
 
 
@@ -230,9 +251,9 @@ def _diverged(run: Progress, good: State, step: int) -> None:
     layer = "loss" if bad is None else run.engine.specs[int(bad.split("/")[1])].name
     run.state.restore(good)
     raise DivergenceError(
-        f"the {'loss' if bad is None else f'layer {layer!r}'} is not finite at step {step}. The "
-        f"state was put back to step {good.step}. Try a smaller learning rate, or scale the "
-        f"inputs.",
+        f"{run.label}: the {'loss' if bad is None else f'layer {layer!r}'} is not finite at step "
+        f"{step}. The state was put back to step {good.step}. Try a smaller learning rate, or "
+        f"scale the inputs.",
         layer,
         step,
     )
@@ -259,8 +280,9 @@ def _warm_up(run: Progress, batches: Batches) -> None:
     batch = Batch(x, np.eye(run.engine.n_classes, dtype=run.engine.dtype)[labels])
     times = []
     for _ in range(2):
-        start = time.perf_counter()
-        run.engine.step(run.state.copy(), batch)
+        state, start = run.state.copy(), time.perf_counter()
+        with np.errstate(all="ignore"):
+            run.engine.step(state, batch)
         times.append(time.perf_counter() - start)
     run.compile_seconds += max(0.0, times[0] - times[1])
 
@@ -274,82 +296,130 @@ def _shown(run: Progress) -> dict[str, str]:
 def _identity(
     engine: Any, data: DataSet, epochs: int, batch_size: int, patience: int
 ) -> dict[str, Any]:
-    """What must be equal for a checkpoint to be continued or used."""
-    return {
-        "rule": registry.name_of(engine.rule),
+    """What must be equal for a checkpoint to be continued or used, as JSON gives it back."""
+    rule = registry.name_of(engine.rule)
+    identity = {
+        "rule": rule,
         "params": engine.rule.settings(),
         "net": engine.given.spec(),
-        "in_shape": list(engine.in_shape),
+        "in_shape": engine.in_shape,
         "n_classes": engine.n_classes,
-        "classes": list(data.classes),
+        "classes": data.classes,
         "objective": engine.objective.kind,
-        "optimizer": json.loads(json.dumps(engine.optimizer.settings())),
+        "optimizer": engine.optimizer.settings(),
         "dtype": engine.dtype,
         "backend": engine.backend,
         "data_sha256": data.sha256,
         "epochs": epochs,
         "batch_size": batch_size,
         "patience": patience,
+        **source(rule),
     }
+    return json.loads(json.dumps(identity))
+
+
+def writable(folder: Path) -> None:
+    """Make a folder and write to it once; CheckpointError says why that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise CheckpointError(
+            f"the folder {folder} cannot be written: {e.strerror or e}. Choose another --out."
+        ) from e
+
+
+def _locked(folder: Path) -> int | None:
+    """Keep other processes from training into a folder, where the system can; for os.close."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise CheckpointError(
+            f"another process trains into {folder}. Wait for it, or choose another --out."
+        ) from None
+    return handle
 
 
 class _Files:
-    """The two files of a run in its folder."""
+    """The two files of a run in its folder; without a folder, none."""
 
-    def __init__(self, folder: Path, every_seconds: float):
-        self.folder, self.every, self.saved = folder, every_seconds, time.monotonic()
+    def __init__(self, folder: str | Path | None, every_seconds: float):
+        self.folder = None if folder is None else Path(folder)
+        self.every, self.saved = every_seconds, time.monotonic()
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        if self.folder is not None:
+            writable(self.folder)
+            self._lock = _locked(self.folder)
+            for part in self.folder.glob(".*.safetensors.*"):  # of a process that was killed
+                part.unlink()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
 
     def resume(self, run: Progress) -> None:
         """Take over the state and curves of an earlier, equal run, if there is one."""
-        path = next(
-            (p for p in (self.folder / FINAL, self.folder / CHECKPOINT) if p.exists()), None
-        )
+        path = self._newest()
         if path is None:
             return
         kept = load_state(path)
-        mine, theirs = run.state.meta["run"], kept.meta.get("run", {})
+        mine, theirs = run.state.meta["run"], kept.meta.get("run")
+        theirs = theirs if isinstance(theirs, dict) else {}
         differs = [n for n in mine if mine[n] != theirs.get(n)]
-        if differs or kept.seed != run.state.seed:
-            names = [*differs, *(["seed"] if kept.seed != run.state.seed else [])]
+        differs += ["seed"] if kept.seed != run.state.seed else []
+        if differs:
             raise CheckpointError(
-                f"{path} belongs to a run with another {', '.join(names)}. Choose another --out, "
-                f"or repeat the options of that run."
+                f"{path} belongs to a run with another {', '.join(differs)}. Choose another "
+                f"--out, or repeat the options of that run."
             )
         check_same_arrays(run.state.arrays(), kept.arrays(), str(path))
-        progress = kept.meta.pop("progress")
+        try:
+            progress = kept.meta.pop("progress")
+            run.curves, run.best = progress["curves"], tuple(progress["best"])
+            run.compile_seconds = progress["compile_seconds"]
+        except (KeyError, TypeError) as e:
+            raise CheckpointError(f"{path} is damaged: its progress lacks {e}.") from e
+        run.finished = path.name == FINAL or progress.get("finished", False)
         run.state.restore(kept)
-        run.curves, run.best = progress["curves"], tuple(progress["best"])
-        run.compile_seconds, run.finished = progress["compile_seconds"], path.name == FINAL
-        if run.finished:
-            run.ledger = _counted_again(run)
+
+    def _newest(self) -> Path | None:
+        if self.folder is None:
+            return None
+        names = (FINAL, CHECKPOINT)
+        return next((p for name in names if (p := self.folder / name).exists()), None)
 
     def save(self, run: Progress) -> None:
-        """Write the checkpoint, or at the end the final file in its place."""
-        if not run.finished and time.monotonic() - self.saved < self.every:
+        """Write the checkpoint, if it is time."""
+        if time.monotonic() - self.saved >= self.every:
+            self._write(CHECKPOINT, run)
+            self.saved = time.monotonic()
+
+    def finish(self, run: Progress) -> None:
+        """Write the final file beside the checkpoint, unless it is there."""
+        path = self._newest()
+        if path is None or path.name != FINAL:
+            self._write(FINAL, run)
+
+    def _write(self, name: str, run: Progress) -> None:
+        if self.folder is None:
             return
-        progress = {
-            "curves": run.curves,
-            "best": run.best,
-            "compile_seconds": run.compile_seconds,
-        }
-        kept = State(
-            run.state.params,
-            run.state.aux,
-            run.state.opt,
-            run.state.step,
-            run.state.seed,
-            {**run.state.meta, "progress": progress},
-        )
-        kept.save(self.folder / (FINAL if run.finished else CHECKPOINT))
-        if run.finished:
-            (self.folder / CHECKPOINT).unlink(missing_ok=True)
-        self.saved = time.monotonic()
+        kept = ("curves", "best", "compile_seconds", "finished")
+        meta = {**run.state.meta, "progress": {n: getattr(run, n) for n in kept}}
+        replace(run.state, meta=meta).save(self.folder / name)
 
 
 def _counted_again(run: Progress) -> Ledger:
-    size = min(run.state.meta["run"]["batch_size"], len(run.data.x_train))
-    labels = run.data.y_train[:size]
-    y = np.eye(run.engine.n_classes, dtype=run.engine.dtype)[labels]
+    size = run.state.meta["run"]["batch_size"]
+    y = np.eye(run.engine.n_classes, dtype=run.engine.dtype)[run.data.y_train[:size]]
     return run.engine.step(run.state.copy(), Batch(run.data.x_train[:size], y))[1]
 
 
@@ -366,27 +436,39 @@ def restored(path: str | Path) -> tuple[Any, State]:
         raise CheckpointError(f"{path} does not say which run it belongs to.")
     try:
         engine = make_engine(
-            Variant(run["rule"], run["params"]),
             run["net"],
+            Variant(run["rule"], _tuples(run["params"])),
             tuple(run["in_shape"]),
             run["n_classes"],
-            optimizer=optimizer_by_name(**run["optimizer"]),
+            optimizer=optimizer_by_name(**_tuples(run["optimizer"])),
             objective=run["objective"],
             dtype=run["dtype"],
         )
-    except (KeyError, TypeError) as e:
-        raise CheckpointError(f"{path} is damaged: its description lacks {e}.") from e
+        named = len(run["classes"])
+    except (AttributeError, KeyError, TypeError) as e:
+        raise CheckpointError(f"{path} is damaged: its description of the run ({e}).") from e
+    if named not in (0, engine.n_classes):
+        raise CheckpointError(f"{path} is damaged: {named} names of {engine.n_classes} classes.")
     check_same_arrays(engine.init(0).arrays(), state.arrays(), str(path))
     return engine, state
 
 
-def make_engine(variant: Variant, net: Any, *args: Any, **options: Any) -> Any:
-    """The engine of a rule, or PyTorch's autograd for the rule "torch"; same interface."""
-    if variant.name == registry.REFERENCE:
-        from fflearn.reference import TorchEngine
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they were before JSON turned their tuples into lists."""
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
 
-        options.pop("backend", None)  # PyTorch has kernels of its own
-        return TorchEngine(net, *args, **options)
-    if variant.network_of:
-        net = registry.build(Variant(variant.network_of)).adapt(network(net))
-    return Engine(net, registry.build(variant), *args, **options)
+
+def make_engine(net: Any, rule: Rule | Variant, *args: Any, **options: Any) -> Any:
+    """The engine of a rule; for the rule "torch", PyTorch's autograd with the same interface."""
+    if isinstance(rule, Rule):
+        return Engine(net, rule, *args, **options)
+    if rule.network_of:
+        net = registry.rule(rule.network_of).adapt(network(net))
+    if rule.name != registry.REFERENCE:
+        return Engine(net, registry.build(rule), *args, **options)
+    from fflearn.reference import TorchEngine
+
+    if rule.params:
+        raise SpecError(f"{rule.label}: the reference has no parameters.")
+    options.pop("backend", None)  # PyTorch has kernels of its own
+    return TorchEngine(net, *args, **options)

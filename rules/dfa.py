@@ -53,7 +53,7 @@ class DFA(Rule):
     def step(self, bus: Any, batch: Batch) -> dict[str, Any]:
         out = bus.readout(bus.forward(batch.x))
         bus.update(error=out.error, top=out.error)
-        return {"loss": out.loss.mean()}
+        return {"loss": bus.mean(out.loss)}
 
     def update(self, v: LayerView, s: Signals) -> Update:
         if v.is_output:

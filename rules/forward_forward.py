@@ -189,12 +189,12 @@ class ForwardForward(Rule):
             bus.forward(pairs, update=True, top=top, phase=phase)
         else:
             bus.update(top=top)
-        return {"head_loss": out.loss.mean()} if head_learns else {}
+        return {"head_loss": bus.mean(out.loss)} if head_learns else {}
 
     def _who_learns(self, bus: Any) -> tuple[bool, bool]:
         if bus.variant is None:
             return self.head, True
-        is_last = self.head and bus.variant == sum(not self.is_head(v) for v in bus.views)
+        is_last = self.head and bus.variant == sum(not self.is_head(s) for s in bus.specs)
         return is_last, not is_last
 
     def _neutral(self, bus: Any, x: Any) -> Any:

@@ -22,7 +22,7 @@ class Frozen(Rule):
     def step(self, bus: Any, batch: Batch) -> dict[str, Any]:
         out = bus.readout(bus.forward(batch.x))
         bus.update(top=out.error)
-        return {"loss": out.loss.mean()}
+        return {"loss": bus.mean(out.loss)}
 
     def update(self, v: LayerView, s: Signals) -> Update:
         if not v.is_output:

@@ -58,7 +58,7 @@ class SignSymmetry(Rule):
         out = bus.readout(bus.forward(batch.x))
         bus.feedback(out.error)
         bus.update()
-        return {"loss": out.loss.mean()}
+        return {"loss": bus.mean(out.loss)}
 
     def feedback(self, v: LayerView, dy: Any) -> Any:
         v.state["da"] = da = v.act_vjp(v.trace, dy)

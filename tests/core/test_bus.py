@@ -50,7 +50,8 @@ def refused(made, told: str, hidden: str = CHAIN) -> None:
 @pytest.mark.parametrize("name", ["phase", "scalar", "loss", "target", "error", "input"])
 def test_an_undeclared_broadcast_is_refused_and_named(name):
     def act(bus, batch, out):
-        value = {"target": batch.y, "error": out.error, "input": batch.x}.get(name, out.loss)
+        arrays = {"target": batch.y, "error": out.error, "input": batch.x}
+        value = {**arrays, "scalar": bus.mean(out.loss)}.get(name, out.loss)
         bus.update(top=out.error, **{name: value})
 
     refused(toy(act), f"broadcast '{name}', but declares no channel. Add Channel.{name.upper()}")
@@ -115,6 +116,78 @@ def test_a_signal_that_was_not_sent_cannot_be_read():
     refused(toy(act, Channel.TARGET, update=lambda self, v, s: Update({"b": s.error})), told)
 
 
+@pytest.mark.parametrize(("name", "ndim"), [("scalar", 0), ("loss", 1), ("phase", 1)])
+def test_a_channel_carries_no_more_than_its_shape(name, ndim):
+    def act(bus, batch, out):
+        bus.update(**{name: out.error})
+
+    refused(toy(act, Channel(name)), f"the broadcast '{name}' must be an array with {ndim} axes")
+
+
+def test_each_hands_over_words_and_declared_signals_alone():
+    def smuggle(bus, batch, out):
+        bus.each(bus.rule.take, out.error)
+
+    def undeclared(bus, batch, out):
+        bus.each(bus.rule.take, error=out.error)
+
+    def take(self, v, s, *args):
+        v.state["taken"] = s.error
+
+    refused(toy(smuggle, take=take), "bus.each hands layers plain words")
+    refused(toy(undeclared, take=take), "broadcast 'error', but declares no channel")
+    engine, state, batch = bench(toy(undeclared, Channel.ERROR, take=take))
+    _, ledger = engine.step(state, batch)
+    assert ledger.floats["error", 0] == batch.y.size
+
+
+def test_gathered_goodness_is_one_number_per_sample_and_layer():
+    def act(bus, batch, out):
+        total = bus.gather(bus.rule.length)
+        assert total.shape == (len(batch.x), len(bus.specs))
+        bus.update(goodness=total)
+
+    def length(self, v):
+        return (v.trace.y**2).sum(1)
+
+    hooks = {
+        "length": length,
+        "update": lambda self, v, s: Update({"b": s.goodness.sum(0)[:1] * v.params["b"]}),
+    }
+    refused(toy(act, **hooks), "gathered a number per sample from every layer, but declares")
+    engine, state, batch = bench(toy(act, Channel.GOODNESS, **hooks))
+    _, ledger = engine.step(state, batch)
+    assert ledger.floats["goodness", 0] == len(batch.x) * len(engine.specs)
+
+    def length(self, v):  # noqa: F811
+        return v.trace.y
+
+    hooks["length"] = length
+    refused(toy(act, Channel.GOODNESS, **hooks), "the channel goodness carries one number per")
+
+
+def test_own_weights_cannot_be_left_in_the_way_down():
+    def act(bus, batch, out):
+        bus.feedback(out.error)
+
+    hooks = {"feedback": lambda self, v, m: v.input_vjp(v.trace, m, {})}
+    refused(toy(act, Channel.FEEDBACK, **hooks), "left its own forward weights in input_vjp")
+
+
+def test_the_mean_weighs_samples():
+    seen = []
+
+    def act(bus, batch, out):
+        seen.append((float(bus.mean(out.loss)), out.loss))
+
+    engine, state, batch = bench(toy(act))
+    engine.step(state, batch)
+    weight = np.arange(len(batch.x), dtype=float)
+    engine.step(state, batch._replace(weight=weight))
+    assert seen[0][0] == pytest.approx(seen[0][1].mean(), rel=1e-12)
+    assert seen[1][0] == pytest.approx(np.average(seen[1][1], weights=weight), rel=1e-12)
+
+
 def test_reading_many_layers_is_for_prediction_only():
     def act(bus, batch, out):
         bus.collect(lambda v: v.params["W"])
@@ -126,7 +199,7 @@ def test_hooks_cannot_write_to_what_they_read():
     def act(bus, batch, out):
         bus.each(bus.rule.scribble)
 
-    def scribble(self, v):
+    def scribble(self, v, s):
         v.params["W"][...] = 0
 
     engine, state, batch = bench(toy(act, scribble=scribble))
@@ -140,7 +213,7 @@ def test_each_runs_a_method_in_every_layer_without_a_message():
     def act(bus, batch, out):
         bus.each(bus.rule.note, "tag")
 
-    def note(self, v, tag):
+    def note(self, v, s, tag):
         seen.append((v.index, tag, v.depth))
 
     engine, state, batch = bench(toy(act, note=note))
@@ -203,7 +276,7 @@ class Settling(Rule):
         bus.update()
         return {"loss": out.loss.mean(), "sweeps": np.asarray(sweeps)}
 
-    def start(self, v):
+    def start(self, v, s):
         v.state["s"], v.state["e"] = v.trace.y, np.zeros_like(v.trace.y)
 
     def feedback(self, v, m):

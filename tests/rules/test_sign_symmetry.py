@@ -24,7 +24,7 @@ def feedback_weights(engine, state, batch, layer: int = 1) -> np.ndarray:
             seen.append(self)
 
     engine.updates(state, batch, Seen)
-    return engine.rule.feedback_weights(seen[0].views[layer])["W"]
+    return engine.rule.feedback_weights(seen[0]._views[layer])["W"]
 
 
 def degrees(a: np.ndarray, b: np.ndarray) -> float:
