@@ -277,11 +277,19 @@ class LayerView:
         The (weighted) batch mean is taken here and nowhere else.  A pass that sends r rows per
         sample, stacked, repeats the sample weights r times.
         """
-        n = len(da)
-        if self._weight is not None:
-            w = np.tile(self._weight, n // len(self._weight))
-            da = da * (w * (n / w.sum())).reshape(-1, *[1] * (da.ndim - 1)).astype(da.dtype)
-        return self._layer.param_vjp(self.k, t, da)
+        return self._layer.param_vjp(self.k, t, self._weighted(da))
+
+    def mean(self, rows: Any) -> Any:
+        """(Weighted) batch mean of (rows, ...), for what a rule averages besides gradients."""
+        return self._weighted(rows).mean(axis=0)
+
+    def _weighted(self, rows: Any) -> Any:
+        """Rows times their weights, so that the plain mean becomes the weighted one."""
+        if self._weight is None:
+            return rows
+        w = np.tile(self._weight, len(rows) // len(self._weight))
+        w *= len(w) / w.sum()
+        return rows * w.reshape(-1, *[1] * (rows.ndim - 1)).astype(rows.dtype)
 
     def jvp(self, t: Trace, dx: Any, dparams: Mapping[str, Any]) -> Any:
         """Tangents of input (or None) and parameters -> (B, *out) tangent of the output."""

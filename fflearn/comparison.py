@@ -93,7 +93,7 @@ def _check(runs: list[Run], data: DataSet) -> None:
     learned = data.split_validation() if e.patience or e.tune > 1 else data
     Batches(learned, e.batch_size, seed=0)
     for run in runs[:: len(e.seeds)]:
-        engine_for(run, data)
+        engine_for(run, data).init(run.seed)
 
 
 def engine_for(run: Run, data: DataSet, factor: float = 1.0) -> Any:

@@ -191,7 +191,7 @@ def _unseen(inputs: np.ndarray) -> np.ndarray:
 
 
 def _far(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-300))
+    return float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(b)), 1e-300)
 
 
 # ---- as checks ------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def _outcome(run: Any, make: Make) -> str:
         run(make)
     except AssertionError as e:
         return str(e) or "failed"
-    except Exception as e:  # whatever a rule under test raises is its result
+    except Exception as e:  # noqa: BLE001 - whatever a rule under test raises is its result
         return f"{type(e).__name__}: {e}"
     return "ok"
 

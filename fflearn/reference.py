@@ -85,7 +85,8 @@ class TorchEngine:
             threads,
             horizon,
         )
-        self.net, self.rule, self.specs, self.in_shape = twin.net, twin.rule, twin.specs, in_shape
+        self.net, self.rule, self.specs = twin.net, twin.rule, twin.specs
+        self.in_shape = twin.in_shape
         self.out_shape, self.n_classes, self.dtype = twin.out_shape, n_classes, dtype
         self.threads, self.given, self.backend = threads, twin.given, "torch"
         self.optimizer, self.objective = twin.optimizer, twin.objective
@@ -235,7 +236,7 @@ def _known(table: Mapping[str, Any], kind: str, what: str) -> Any:
 # ---- layers, objectives and optimizers as torch has them ------------------------------------------
 
 
-def _through(torch: Any, nodes: Any, layers: Any, params: list[Mapping[str, Any]], x: Any) -> Any:
+def _through(torch: Any, nodes: Any, layers: Any, params: list[dict[str, Any]], x: Any) -> Any:
     value = {-1: x}
     for i, (leaf, sources) in enumerate(nodes):
         if leaf is None:

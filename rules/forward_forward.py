@@ -51,7 +51,8 @@ class ForwardForward(Rule):
     temperature : float
         T.
     negatives : str
-        "wrong", "all_wrong" or "hard" (from the head's own mistakes).
+        "wrong", "all_wrong" or "hard" (from the head's own mistakes); "auto" is hard where a head
+        learns along, else wrong.
     label, strength : str, float
         Label embedding ("auto", "overlay", "append", "channel") and the value it writes.
     peer : float
@@ -79,7 +80,7 @@ class ForwardForward(Rule):
     norm: str = "rms"
     theta: float | None = None
     temperature: float = 1.0
-    negatives: str = "hard"
+    negatives: str = "auto"
     label: str = "auto"
     strength: float = 1.0
     peer: float = 0.03
@@ -100,13 +101,24 @@ class ForwardForward(Rule):
             raise SpecError(
                 f"forward_forward needs schedule simultaneous or greedy; got {self.schedule!r}."
             )
-        if negatives(self.negatives).needs_head and (not self.head or self.schedule == "greedy"):
+        if self.draw.needs_head and not self._head_learns_along:
             raise SpecError(
                 f"negatives={self.negatives} are drawn from the head as it learns: they need "
                 f"head=true and schedule=simultaneous."
             )
         if self.theta is None:
             threshold(self.norm, self.goodness, 1)
+
+    @property
+    def _head_learns_along(self) -> bool:
+        return self.head and self.schedule == "simultaneous"
+
+    @property
+    def draw(self) -> Any:
+        """How negatives are drawn."""
+        if self.negatives != "auto":
+            return negatives(self.negatives)
+        return negatives("hard" if self._head_learns_along else "wrong")
 
     @property
     def ends_in_logits(self) -> bool:  # type: ignore[override]
@@ -179,8 +191,7 @@ class ForwardForward(Rule):
             out = bus.readout(logits := self._neutral(bus, batch.x))
             top = out.error
         if hidden_learn:
-            draw = negatives(self.negatives)
-            wrong = draw(bus.k, batch.y, logits, bus.key.fold("negatives"))
+            wrong = self.draw(bus.k, batch.y, logits, bus.key.fold("negatives"))
             again = len(wrong) // len(batch.y)
             embed = self._embedding(batch.x.shape[1:], bus.n_classes)
             images = np.concatenate([batch.x] * (1 + again))
@@ -219,7 +230,7 @@ class ForwardForward(Rule):
             return Update(v.param_vjp(t, v.act_vjp(t, s.top)))
         if v.variant is not None and v.index != v.variant:
             return Update()
-        t, again = v.trace, negatives(self.negatives).per_sample(v.n_classes)
+        t, again = v.trace, self.draw.per_sample(v.n_classes)
         local = self.objective(v)(v.k, t.y, s.phase)
         v.report("loss", local.loss.mean())
         da = v.act_vjp(t, local.error)
@@ -229,7 +240,7 @@ class ForwardForward(Rule):
         if not self.peer:
             return Update(v.param_vjp(t, da))
         n = len(t.y) // (1 + again)
-        mean = 0.9 * v.aux["mean_activity"] + 0.1 * t.y[:n].reshape(n, -1).mean(0)
+        mean = 0.9 * v.aux["mean_activity"] + 0.1 * v.mean(t.y[:n].reshape(n, -1))
         pull = ((1 + again) * self.peer) * (mean - mean.mean())
         da = np.concatenate([da[:n] + pull.reshape(t.y.shape[1:]), da[n:]])
         return Update(v.param_vjp(t, da), aux_assign={"mean_activity": mean})

@@ -46,9 +46,12 @@ def drawn_case(case: int):
 
     parts, width = [], n_in
     for hidden in sizes[2 : 2 + draw.randint(0, 4)]:
-        kind = draw.choice(["dense", "dense", "same", "skip", "block"])
+        kind = draw.choice(["dense", "dense", "same", "nested", "skip", "block"])
         if kind == "same":
             parts.append(f"residual({dense(width)})")
+            continue
+        if kind == "nested":
+            parts.append(f"residual(residual({dense(width)}))")
             continue
         if kind == "skip":
             parts.append(f"residual({dense(sizes[7])} | {dense(hidden)}; {dense(hidden)})")

@@ -183,6 +183,15 @@ def test_the_head_reads_normalised_activity_and_does_not_teach_the_layers_below(
         assert (state.params[i]["W"] == other.params[j]["W"]).all()
 
 
+def test_the_heads_settings_are_factors_on_the_optimizers():
+    for head_lr, moves in ((1.0, True), (0.0, False)):
+        engine, state, batch = made(head_lr=head_lr)
+        before = state.copy()
+        engine.step(state, batch)
+        for spec, now, then in zip(engine.specs, state.params, before.params, strict=True):
+            assert (now["W"] != then["W"]).any() == (moves or not spec.is_output)
+
+
 def test_the_head_reads_all_hidden_layers_but_the_first_of_three():
     engine, _, _ = made()
     assert engine.net.spec().count("dense 3 norm=rms") == 2
