@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, fields
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ Shape = tuple[int, ...]
 Params = dict[str, Any]
 
 
-class Channel(str, Enum):
+class Channel(StrEnum):
     """What may cross a layer boundary besides activity going up, in order of what it gives away.
 
     The order is part of the contract: a rule is as local as its last channel.  A new channel
@@ -68,6 +68,7 @@ class LayerSpec:
     in_shape: Shape
     out_shape: Shape
     net_in: Shape  # shape of one sample of the data
+    net_out: Shape  # of the network's output: (C,), or (places, C) with an error per place
     n_classes: int
     is_input: bool  # reads the input of the network
     is_output: bool  # its output is (a summand of) the network's output
@@ -79,6 +80,9 @@ class Env(NamedTuple):
     side: Mapping[str, Any] = {}  # not learned, seen by every layer: adjacency, masks
     key: Key | None = None  # this layer's randomness in this pass (dropout masks)
     train: bool = True
+
+
+ALONE = Env()
 
 
 class Trace(NamedTuple):
@@ -102,15 +106,15 @@ class Message(NamedTuple):
 class Readout(NamedTuple):
     """The objective at the network's output."""
 
-    loss: Any  # (B,)
-    error: Any  # (B, C)  d loss_i / d logits_i, per sample (no 1/B)
+    loss: Any  # (B,)   of a sample with several places, their mean
+    error: Any  # (B, *net_out)  d loss_i / d logits_i, per sample (no 1/B)
 
 
 class Batch(NamedTuple):
     """What one step learns from."""
 
     x: Any  # (B, *in)
-    y: Any  # (B, C)   one-hot label or regression target
+    y: Any  # (B, *net_out)  one-hot label or regression target; or ids (B, *net_out[:-1])
     side: Mapping[str, Any] = {}
     weight: Any = None  # (B,)     sample weights; None means one each
 
@@ -231,7 +235,7 @@ class LayerView:
         key: Key,
         channels: frozenset[Channel],
         variant: Hashable = None,
-        env: Env = Env(),
+        env: Env = ALONE,
         weight: Any = None,
         ledger: Ledger | None = None,
     ):
@@ -332,7 +336,11 @@ class LayerView:
 
     def noise_like_params(self, tag: str) -> Params:
         """Standard normal noise shaped as the parameters: regenerated at each call, not stored."""
-        return {n: self.key.fold(tag, n).normal(p.shape, p.dtype) for n, p in self.params.items()}
+        return {
+            n: self.key.fold(tag, n).normal(p.shape, p.dtype)
+            for n, p in self.params.items()
+            if n not in self._layer.buffers
+        }
 
     def report(self, name: str, value: Any) -> None:
         """A scalar of this layer for the log; no rule can read it back."""

@@ -65,6 +65,7 @@ class Bus:
         variant: Hashable = None,
         observe: Callable[[LayerView, Update], None] | None = None,
         count: Ledger | None = None,
+        side: Mapping[str, Any] | None = None,
     ):
         self._engine, self._state, self._batch, self._train = engine, state, batch, train
         self._observe, self._t = observe, state.step + 1
@@ -76,7 +77,8 @@ class Bus:
         self._error: Any = None
         self._goodness: Any = None
         weight = None if batch is None else batch.weight
-        side = {} if batch is None else batch.side
+        if batch is not None:
+            side = batch.side
         self._views = [
             LayerView(
                 spec,
@@ -87,7 +89,7 @@ class Bus:
                 key.fold("layer", spec.index),
                 self.rule.channels,
                 variant,
-                Env(side, key.fold("env", spec.index), train),
+                Env(side or {}, key.fold("env", spec.index), batch is not None),
                 weight,
                 count,
             )
@@ -301,6 +303,10 @@ class Bus:
             params[name] = value
         for name, value in u.aux_assign.items():
             aux[name] = value
+        layer = self._engine.net.leaves[i]
+        if layer.buffers and "x" in v.traces:
+            for name, value in layer.running(self.k, v.traces["x"]).items():
+                params[name] = value
 
     def _below(self, node: int, bottom: Any) -> Any:
         if node < 0:

@@ -123,6 +123,7 @@ class Engine:
                 self.in_shape if below < 0 else shapes[below],
                 chain[i],
                 self.in_shape,
+                chain[-1],
                 self.n_classes,
                 below < 0,
                 leaf in tops,
@@ -132,6 +133,7 @@ class Engine:
             shapes.append(spec.out_shape)
             self.specs += (spec,)
         self.out_shape = shapes[-1]
+        self.specs = tuple(replace(spec, net_out=self.out_shape) for spec in self.specs)
 
     def _check(self) -> None:
         rule, name = self.rule, type(self.rule).__name__
@@ -139,7 +141,7 @@ class Engine:
             raise SpecError(f"learning needs at least 2 classes; got {self.n_classes}.")
         if self.threads < 1:
             raise SpecError(f"threads needs 1 or more; got {self.threads}.")
-        if rule.ends_in_logits and self.out_shape != (self.n_classes,):
+        if rule.ends_in_logits and self.out_shape[-1] != self.n_classes:
             raise ShapeError(
                 f"{name} needs a network that ends in one output per class: {self.n_classes}; the "
                 f"last layer {self.net.leaves[-1].spec()!r} gives {self.out_shape}. End it with "
@@ -167,7 +169,7 @@ class Engine:
             )
             owned = self.rule.init(v, key, root.fold("shared"))
             aux.append(Slots({n: np.asarray(a, dtype) for n, a in owned.items()}))
-            trained = dict(params[-1])
+            trained = {n: a for n, a in params[-1].items() if n not in layer.buffers}
             trained |= {f"aux.{n}": aux[-1][n] for n in self.rule.plastic(v, owned)}
             slots = [self.optimizer.slots(n, w) for n, w in trained.items()]
             opt.append(Slots({n: a for s in slots for n, a in s.items()}))
@@ -239,8 +241,15 @@ class Engine:
         size = sum(math.prod(spec.out_shape) for spec in self.specs)
         return Ledger(batch=samples, one_forward=size)
 
-    def predict(self, state: State, x: Any, by: str = "", rows: int = 1000) -> np.ndarray:
-        """Scores (N, C) for samples (N, *in); the best class has the highest score.
+    def predict(
+        self,
+        state: State,
+        x: Any,
+        by: str = "",
+        rows: int = 1000,
+        side: Mapping[str, Any] | None = None,
+    ) -> np.ndarray:
+        """Scores (N, *net_out) for samples (N, *in); the best class has the highest score.
 
         Parameters
         ----------
@@ -248,15 +257,20 @@ class Engine:
             One of the rule's `predictors`; default the first.
         rows : int
             Samples per sweep, a bound on memory.
+        side : mapping, optional
+            What layers read besides their input; the samples then go in one sweep.
         """
         by = by or self.rule.predictors[0]
         if by not in self.rule.predictors:
             raise SpecError(f"{by!r} is no way to predict here; known: {self.rule.predictors}.")
         x = self._checked_x(x)
         key = Key(state.seed).using(self.kernels).fold("predict")
+        rows = len(x) if side else rows
         with self.kernels.running(self.threads):
             parts = [
-                self.rule.predict(Bus(self, state, None, key, False), x[i : i + rows], by)
+                self.rule.predict(
+                    Bus(self, state, None, key, False, side=side), x[i : i + rows], by
+                )
                 for i in range(0, len(x), rows)
             ]
         return np.concatenate(parts)
@@ -273,14 +287,21 @@ class Engine:
             raise DataError("there are no samples. Give at least one row.")
         return np.ascontiguousarray(x, self.dtype)
 
+    @property
+    def _target_shape(self) -> tuple[int, ...]:
+        """Shape of one label; a network without logits still learns one class per sample."""
+        return self.out_shape if self.rule.ends_in_logits else (self.n_classes,)
+
     def _checked_batch(self, batch: Batch) -> Batch:
         x = self._checked_x(batch.x)
-        y = np.ascontiguousarray(batch.y, self.dtype)
-        if y.shape != (len(x), self.n_classes):
+        y, full = np.asarray(batch.y), (len(x), *self._target_shape)
+        ids = y.shape == full[:-1] and y.ndim > 1 and y.dtype.kind in "iu"
+        if y.shape != full and not ids:
             raise ShapeError(
-                f"labels need the shape {(len(x), self.n_classes)}, one-hot; got {y.shape}. "
+                f"labels need the shape {full}, one-hot; got {y.shape}. "
                 f"Type for instance: np.eye({self.n_classes})[labels]"
             )
+        y = np.ascontiguousarray(y, y.dtype if ids else self.dtype)
         weight = batch.weight
         if weight is not None:
             weight = np.asarray(weight, np.float64)

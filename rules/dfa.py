@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fflearn.base import Batch, Channel, Key, LayerView, Params, Rule, Signals, Update
+from fflearn.errors import SpecError
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class DFA(Rule):
 
         da_l = (e B_l) * act'(a_l),   B_l (C, n_l) fixed;   output layer: da_L = e
 
-    The entries of B_l are N(0, 1/(n_l C)), so that |e B_l| is |e| / sqrt(C) at every width.
+    With an error per place (token, node) a layer's place gets the error of the same place, and
+    n_l counts the units of one place.  The entries of B_l are N(0, 1/(n_l C)), so that |e B_l| is |e| / sqrt(C) at every width.
 
     Parameters
     ----------
@@ -44,11 +46,21 @@ class DFA(Rule):
     def init(self, v: LayerView, key: Key, shared: Key) -> Params:
         if v.is_output:
             return {}
-        n, c = math.prod(v.out_shape), v.n_classes
+        n, c = math.prod(v.out_shape[self.places(v) :]), v.n_classes
         source = shared if self.shared else key
         # Drawn row by row, so that fewer units take the first rows of the same matrix.
         rows = source.fold("B").normal((n, c), np.float64)
         return {"B": self.scale / math.sqrt(n * c) * rows.T}
+
+    def places(self, v: LayerView) -> int:
+        """Leading axes that the error and this layer's activity share: each place its own error."""
+        shared = len(v.net_out) - 1
+        if v.out_shape[:shared] != v.net_out[:shared]:
+            raise SpecError(
+                f"dfa needs layer {v.name!r} to keep the places {v.net_out[:shared]} of the "
+                f"output, which have an error each; its output is {v.out_shape}."
+            )
+        return shared
 
     def step(self, bus: Any, batch: Batch) -> dict[str, Any]:
         out = bus.readout(bus.forward(batch.x))
@@ -59,5 +71,6 @@ class DFA(Rule):
         if v.is_output:
             dy = s.top
         else:
-            dy = v.k.matmul(s.error, v.aux["B"]).reshape(v.trace.y.shape)
+            error = s.error.reshape(-1, v.n_classes)
+            dy = v.k.matmul(error, v.aux["B"]).reshape(v.trace.y.shape)
         return Update(v.param_vjp(v.trace, v.act_vjp(v.trace, dy)))

@@ -27,6 +27,7 @@ class Layer:
 
     kind: ClassVar[str]
     weights: ClassVar[tuple[str, ...]] = ()  # parameters that are weight matrices
+    buffers: ClassVar[tuple[str, ...]] = ()  # parameters that no gradient moves
     couples_samples: ClassVar[bool] = False  # one sample's output depends on the others
     words: ClassVar[tuple[str, ...]] = ()  # fields that a spec string gives by position
 
@@ -75,6 +76,10 @@ class Layer:
     def jvp(self, k: Any, t: Any, dx: Any, dp: Mapping[str, Any]) -> Any:
         """Tangents of x (or None) and of the parameters -> (B, *out) tangent of y."""
         raise NotImplementedError
+
+    def running(self, k: Any, t: Any) -> dict[str, Any]:
+        """New values of the `buffers` after the trace of the pass "x" (running statistics)."""
+        return {}
 
     def spec(self) -> str:
         """The layer as `fflearn.network` reads it."""
