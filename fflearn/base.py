@@ -78,8 +78,12 @@ class Env(NamedTuple):
     """What a layer's forward may read besides its input and its parameters."""
 
     side: Mapping[str, Any] = {}  # not learned, seen by every layer: adjacency, masks
-    key: Key | None = None  # this layer's randomness in this pass (dropout masks)
+    key: Key | None = None  # this layer's randomness in this step (dropout masks)
     train: bool = True
+
+    def inside(self, leaf: int) -> Env:
+        """The surroundings of one leaf: the same, with randomness of its own."""
+        return self if self.key is None else self._replace(key=self.key.fold(leaf))
 
 
 ALONE = Env()

@@ -79,6 +79,7 @@ class Bus:
         weight = None if batch is None else batch.weight
         if batch is not None:
             side = batch.side
+        env = Env(side or {}, key.fold("env"), batch is not None)
         self._views = [
             LayerView(
                 spec,
@@ -89,7 +90,7 @@ class Bus:
                 key.fold("layer", spec.index),
                 self.rule.channels,
                 variant,
-                Env(side or {}, key.fold("env", spec.index), batch is not None),
+                env.inside(spec.index),
                 weight,
                 count,
             )

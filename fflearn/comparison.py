@@ -67,10 +67,10 @@ def compare(
     whole("jobs", jobs, 1)
     if isinstance(experiment, (str, Path)):
         experiment = Experiment.load(experiment)
-    experiment = experiment or Experiment()
-    if changes:
-        given = {n: getattr(experiment, n) for n in experiment.__dataclass_fields__}
-        experiment = Experiment.of("compare", given | changes)
+    given = (
+        {n: getattr(experiment, n) for n in experiment.__dataclass_fields__} if experiment else {}
+    )
+    experiment = Experiment.of("compare", given | changes)
     data = load_data(experiment.data)
     experiment = experiment.resolved(data.n_classes)
     runs = experiment.runs()

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import operator
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -303,10 +304,10 @@ def source(rule: str) -> dict[str, str]:
 
 # -- checking fields -------------------------------------------------------------------------------
 def whole(name: str, value: Any, least: int) -> int:
-    """The value, if it is a whole number from ``least`` on; SpecError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    """The value as an int, if it is a whole number from ``least`` on; SpecError otherwise."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
         raise SpecError(f"{name} needs a whole number from {least} on; got {value!r}.")
-    return value
+    return operator.index(value)
 
 
 def fitting(name: str, kind: str, value: Any) -> Any:

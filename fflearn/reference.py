@@ -5,6 +5,7 @@ It is the outside witness that our backpropagation is right, and the yardstick o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fflearn import registry
-from fflearn.base import Batch, Ledger, Update
+from fflearn.base import Batch, Env, Key, Ledger, Update
 from fflearn.engine import Engine
 from fflearn.errors import MissingExtra, SpecError
 from fflearn.kernels.reference import EPS
@@ -123,7 +124,7 @@ class TorchEngine:
                 of_one["step"].fill_(state.step)
         with self._running():
             optimizer.zero_grad()
-            loss = self._loss_of(params, batch)
+            loss = self._loss_of(params, state, batch)
             loss.backward()
             optimizer.step()
         state.step += 1
@@ -134,19 +135,27 @@ class TorchEngine:
         params, optimizer = self._bind(state)
         with self._running():
             optimizer.zero_grad()
-            self._loss_of(params, batch).backward()
+            self._loss_of(params, state, batch).backward()
         found = [Update({n: t.grad.numpy().copy() for n, t in p.items()}) for p in params]
         optimizer.zero_grad()
         return found
 
-    def predict(self, state: State, x: Any, by: str = "", rows: int = 1000) -> np.ndarray:
-        """Scores (N, C) for samples (N, *in)."""
+    def predict(
+        self,
+        state: State,
+        x: Any,
+        by: str = "",
+        rows: int = 1000,
+        side: Mapping[str, Any] | None = None,
+    ) -> np.ndarray:
+        """Scores (N, *net_out) for samples (N, *in)."""
         if by not in ("", *self.rule.predictors):
             raise SpecError(f"{by!r} is no way to predict here; known: {self.rule.predictors}.")
         x, (params, _) = self._twin._checked_x(x), self._bind(state)
+        env, rows = Env(side or {}, None, False), len(x) if side else rows
         with self._running(), self._torch.no_grad():
             parts = [
-                self._output(params, self._tensor(x[i : i + rows])).numpy()
+                self._output(params, self._tensor(x[i : i + rows]), env).numpy()
                 for i in range(0, len(x), rows)
             ]
         return np.concatenate(parts)
@@ -175,16 +184,18 @@ class TorchEngine:
             self._bound = state, params, optimizer
         return self._bound[1], self._bound[2]
 
-    def _loss_of(self, params: list[dict[str, Any]], batch: Batch) -> Any:
+    def _loss_of(self, params: list[dict[str, Any]], state: State, batch: Batch) -> Any:
         """The (weighted) batch mean of the loss."""
-        x, y, _, weight = self._twin._checked_batch(batch)
-        loss = self._loss(self._torch, self._output(params, self._tensor(x)), self._tensor(y))
+        x, y, side, weight = self._twin._checked_batch(batch)
+        env = Env(side, Key(state.seed).at(state.step).fold("step", "env"), True)
+        output = self._output(params, self._tensor(x), env)
+        loss = self._loss(self._torch, output, self._tensor(y))
         if weight is None:
             return loss.mean()
         return (self._tensor((weight / weight.sum()).astype(self.dtype)) * loss).sum()
 
-    def _output(self, params: list[dict[str, Any]], x: Any) -> Any:
-        return _through(self._torch, self.net.nodes, self.net.leaves, params, x)
+    def _output(self, params: list[dict[str, Any]], x: Any, env: Env) -> Any:
+        return _through(self._torch, self.net.nodes, self.net.leaves, params, x, env)
 
     def _count(self, state: State, batch: Batch) -> Ledger:
         own = {a.ctypes.data for a in state.arrays().values()}
@@ -199,7 +210,7 @@ class TorchEngine:
         _, counted = self._twin.step(state.copy(), batch)
         params, _ = self._bind(state)
         with self._torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            self._loss_of(params, batch)
+            self._loss_of(params, state, batch)
         gradients = sum(a.nbytes for slots in state.params for a in slots.values())
         return replace(counted, peak_bytes=sum(saved.values()) + gradients)
 
@@ -236,31 +247,34 @@ def _known(table: Mapping[str, Any], kind: str, what: str) -> Any:
 # ---- layers, objectives and optimizers as torch has them ------------------------------------------
 
 
-def _through(torch: Any, nodes: Any, layers: Any, params: list[dict[str, Any]], x: Any) -> Any:
+def _through(
+    torch: Any, nodes: Any, layers: Any, params: list[dict[str, Any]], x: Any, env: Env
+) -> Any:
     value = {-1: x}
     for i, (leaf, sources) in enumerate(nodes):
         if leaf is None:
             value[i] = value[sources[0]] + value[sources[1]]
         else:
             apply = _known(LAYERS, layers[leaf].kind, "layer")
-            value[i] = apply(torch, layers[leaf], params[leaf], value[sources[0]])
+            value[i] = apply(torch, layers[leaf], params[leaf], value[sources[0]], env.inside(leaf))
     return value[len(nodes) - 1]
 
 
-def _dense(torch: Any, layer: Any, p: Mapping[str, Any], x: Any) -> Any:
-    x = x.reshape(len(x), -1)
+def _dense(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    out = (*x.shape[: 1 + layer.places], layer.units)
+    x = x.reshape(math.prod(out[:-1]), -1)
     if layer.norm != "none":
         x = _normalize(torch, x, layer.norm)
     a = x @ p["W"] if "b" not in p else torch.addmm(p["b"], x, p["W"])
-    return ACTIVATIONS[layer.activation](torch, a)
+    return ACTIVATIONS[layer.activation](torch, a).reshape(out)
 
 
-def _block(torch: Any, layer: Any, p: Mapping[str, Any], x: Any) -> Any:
+def _block(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
     own: list[dict[str, Any]] = [{} for _ in layer.leaves]
     for path, t in p.items():
         index, _, name = path.partition(".")
         own[int(index)][name] = t
-    return _through(torch, layer.nodes, layer.leaves, own, x)
+    return _through(torch, layer.nodes, layer.leaves, own, x, env)
 
 
 def _normalize(torch: Any, x: Any, kind: str) -> Any:

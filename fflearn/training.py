@@ -178,25 +178,20 @@ def fit(
     ``save_every_seconds`` spaces the checkpoints of short epochs; ``label`` is what progress bar
     and errors call the run.
     """
-    limits = (
-        ("epochs", epochs, 1),
-        ("patience", patience, 0),
-        ("evaluate_every", evaluate_every, 1),
-    )
-    for limited in limits:
-        whole(*limited)
+    epochs, patience = whole("epochs", epochs, 1), whole("patience", patience, 0)
+    evaluate_every, seed = whole("evaluate_every", evaluate_every, 1), whole("a seed", seed, 0)
     if patience:
         data = data.split_validation()
     batches, callbacks = Batches(data, batch_size, seed), tuple(callbacks)
     engine.horizon = (batches.steps_per_epoch, epochs)
     run = Progress(engine, engine.init(seed), data, epochs)
-    identity = _identity(engine, data, epochs, batch_size, patience)
+    identity = _identity(engine, data, epochs, batches.batch_size, patience)
     run.state.meta |= {"run": identity}
     run.label = label or identity["rule"]
     with _Files(out, save_every_seconds) as files:
         files.resume(run)
         if run.finished:
-            run.ledger = _counted_again(run)
+            run.ledger = _rehearsed(run, batches)[1]
         else:
             _warm_up(run, batches)
         with _bar(run, batches, quiet) as bar:
@@ -275,16 +270,20 @@ def accuracy(engine: Any, state: State, x: Any, labels: Any, by: str = "") -> fl
 
 
 def _warm_up(run: Progress, batches: Batches) -> None:
-    """Compile and count on a copy of the state, so that neither is in the training time."""
+    """Compile before training, so that it is not in the training time."""
+    first, _ = _rehearsed(run, batches)
+    second, run.ledger = _rehearsed(run, batches)
+    run.compile_seconds += max(0.0, first - second)
+
+
+def _rehearsed(run: Progress, batches: Batches) -> tuple[float, Ledger]:
+    """A step on a copy of the state: its seconds, and what crossed layer boundaries."""
     x, labels = batches.batch(0)
     batch = Batch(x, np.eye(run.engine.n_classes, dtype=run.engine.dtype)[labels])
-    times = []
-    for _ in range(2):
-        state, start = run.state.copy(), time.perf_counter()
-        with np.errstate(all="ignore"):
-            run.engine.step(state, batch)
-        times.append(time.perf_counter() - start)
-    run.compile_seconds += max(0.0, times[0] - times[1])
+    state, start = run.state.copy(), time.perf_counter()
+    with np.errstate(all="ignore"):
+        _, ledger = run.engine.step(state, batch)
+    return time.perf_counter() - start, ledger
 
 
 def _shown(run: Progress) -> dict[str, str]:
@@ -415,12 +414,6 @@ class _Files:
         kept = ("curves", "best", "compile_seconds", "finished")
         meta = {**run.state.meta, "progress": {n: getattr(run, n) for n in kept}}
         replace(run.state, meta=meta).save(self.folder / name)
-
-
-def _counted_again(run: Progress) -> Ledger:
-    size = run.state.meta["run"]["batch_size"]
-    y = np.eye(run.engine.n_classes, dtype=run.engine.dtype)[run.data.y_train[:size]]
-    return run.engine.step(run.state.copy(), Batch(run.data.x_train[:size], y))[1]
 
 
 def restored(path: str | Path) -> tuple[Any, State]:

@@ -36,6 +36,12 @@ class Layer:
         """Layers of this kind with an input shape each, for the shared tests."""
         raise NotImplementedError
 
+    def example_batch(
+        self, rng: Any, rows: int, in_shape: tuple[int, ...]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Inputs (rows, *in) and side data for the shared tests."""
+        return rng.normal(size=(rows, *in_shape)), {}
+
     @property
     def linear(self) -> bool:
         """Whether the core is linear in its input (relaxation rules need it)."""

@@ -93,7 +93,7 @@ class Block(Layer):
             else:
                 extra = noise if i == last else None
                 inner[i] = self.leaves[leaf].forward(
-                    k, _own(p, leaf), value[sources[0]], env, extra
+                    k, _own(p, leaf), value[sources[0]], env.inside(leaf), extra
                 )
                 value[i] = inner[i].y
         y = value[last]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fflearn.base import Env, Trace
-from fflearn.errors import SpecError
+from fflearn.errors import ShapeError, SpecError
 from fflearn.kernels.reference import ACTIVATIONS, Product
 from fflearn.layers import Layer
 from fflearn.topology import plus
@@ -24,7 +24,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Dense(Layer):
-    """``a = n(x) W + b``, ``y = act(a)``; x is flattened per sample.
+    """``a = n(x) W + b``, ``y = act(a)``; x is flattened per sample, or per place of a sample.
 
     Parameters
     ----------
@@ -40,6 +40,9 @@ class Dense(Layer):
         Initial W (n_in, units): "kaiming", N(0, g^2/n_in) with g^2 = 2 for relu and gelu, else 1
         (He et al., 2015); "xavier", U(+-sqrt(6/(n_in+units))) (Glorot & Bengio, 2010);
         "lecun", N(0, 1/n_in); "zeros".
+    places : int
+        Leading axes of a sample that are kept: 1 for a sequence (T, n_in) -> (T, units), whose
+        places share W and b; 0 flattens the whole sample.
     """
 
     units: int
@@ -47,6 +50,7 @@ class Dense(Layer):
     norm: str = "none"
     bias: bool = True
     draw: str = "kaiming"
+    places: int = 0
 
     kind: ClassVar[str] = "dense"
     weights: ClassVar[tuple[str, ...]] = ("W",)
@@ -66,17 +70,26 @@ class Dense(Layer):
     def examples(cls) -> list[tuple[Layer, tuple[int, ...]]]:
         kinds = [(cls(5, act), (7,)) for act in CHOICES["activation"]]
         norms = [(cls(5, "tanh", norm), (3, 2)) for norm in CHOICES["norm"]]
-        return [*kinds, *norms, (cls(3, "relu", bias=False, draw="xavier"), (2,))]
+        tokens = [(cls(5, "tanh", norm, places=1), (3, 2)) for norm in ("none", "rms")]
+        return [*kinds, *norms, *tokens, (cls(3, "relu", bias=False, draw="xavier"), (2,))]
 
     @property
     def linear(self) -> bool:
         return self.norm == "none"
 
     def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (self.units,)
+        if len(in_shape) <= self.places and self.places:
+            raise ShapeError(
+                f"{self.spec()!r} keeps {self.places} axes of a sample and needs features after "
+                f"them; its input has the shape {in_shape}. Leave places out."
+            )
+        return (*in_shape[: self.places], self.units)
+
+    def _n_in(self, in_shape: tuple[int, ...]) -> int:
+        return math.prod(in_shape[self.places :])
 
     def init(self, key: Any, in_shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
-        shape, std = (math.prod(in_shape), self.units), self.weight_std(in_shape)["W"]
+        shape, std = (self._n_in(in_shape), self.units), self.weight_std(in_shape)["W"]
         if self.draw == "xavier":
             # Drawn in float64, as normal draws are, so that both precisions start alike.
             w = (2 * key.fold("W").uniform(shape, np.float64) - 1) * (math.sqrt(3) * std)
@@ -86,7 +99,7 @@ class Dense(Layer):
         return {**p, "b": np.zeros(self.units, dtype)} if self.bias else p
 
     def weight_std(self, in_shape: tuple[int, ...]) -> dict[str, float]:
-        n_in = math.prod(in_shape)
+        n_in = self._n_in(in_shape)
         if self.draw == "zeros":
             return {"W": 0.0}
         if self.draw == "xavier":
@@ -94,12 +107,18 @@ class Dense(Layer):
         gain = 2 if self.draw == "kaiming" and self.activation in ("relu", "gelu") else 1
         return {"W": math.sqrt(gain / n_in)}
 
+    def _rows(self, x: Any) -> Any:
+        """(B, *places, *features) -> (rows, n_in): a row per place."""
+        return x.reshape(math.prod(x.shape[: 1 + self.places]), -1)
+
     def forward(self, k: Any, p: Mapping[str, Any], x: Any, env: Env, noise: Any = None) -> Trace:
-        n = flat = x.reshape(len(x), -1)
+        n = self._rows(x)
         if self.norm != "none":
-            n = k.normalize(flat, self.norm)
-        a, y = k.dense(n, p["W"], p.get("b"), self.activation, noise)
-        return Trace(x, a, y, p, n)
+            n = k.normalize(n, self.norm)
+        out = (*x.shape[: 1 + self.places], self.units)
+        extra = None if noise is None else noise.reshape(-1, self.units)
+        a, y = k.dense(n, p["W"], p.get("b"), self.activation, extra)
+        return Trace(x, a.reshape(out), y.reshape(out), p, n)
 
     def act(self, k: Any, a: Any) -> Any:
         return k.act(a, self.activation)
@@ -108,24 +127,26 @@ class Dense(Layer):
         return k.act_vjp(dy, t.a, t.y, self.activation)
 
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
-        g = {"W": Product(t.inner, da, len(da))}
-        return {**g, "b": k.colmean(da, len(da))} if self.bias else g
+        rows, n = da.reshape(-1, self.units), len(da)
+        g = {"W": Product(t.inner, rows, n)}
+        return {**g, "b": k.colmean(rows, n)} if self.bias else g
 
     def input_vjp(self, k: Any, t: Trace, da: Any) -> Any:
-        dx = k.matmul_nt(da, t.params["W"])
+        dx = k.matmul_nt(da.reshape(len(t.inner), -1), t.params["W"])
         if self.norm != "none":
-            dx = k.normalize_vjp(dx, t.x.reshape(len(t.x), -1), t.inner, self.norm)
+            dx = k.normalize_vjp(dx, self._rows(t.x), t.inner, self.norm)
         return dx.reshape(t.x.shape)
 
     def jvp(self, k: Any, t: Trace, dx: Any, dp: Mapping[str, Any]) -> Any:
-        da = k.matmul(t.inner, dp["W"]) if "W" in dp else None
-        if dx is not None:
-            dn = dx.reshape(len(dx), -1)
-            if self.norm != "none":
-                dn = k.normalize_jvp(dn, t.x.reshape(dn.shape), t.inner, self.norm)
-            da = plus(da, k.matmul(dn, t.params["W"]))
-        if da is None:
-            da = np.zeros_like(t.a)
+        da = np.zeros((len(t.inner), self.units), t.y.dtype)
+        if "W" in dp:
+            da = da + k.matmul(t.inner, dp["W"])
         if "b" in dp:
             da = da + dp["b"]
-        return k.act_vjp(da, t.a, t.y, self.activation)  # pointwise: the jvp is the vjp
+        if dx is not None:
+            dn = self._rows(dx)
+            if self.norm != "none":
+                dn = k.normalize_jvp(dn, self._rows(t.x), t.inner, self.norm)
+            da = da + k.matmul(dn, t.params["W"])
+        # The activation is pointwise: its jvp is its vjp.
+        return k.act_vjp(da.reshape(t.y.shape), t.a, t.y, self.activation)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import mutation
+from benchmarks.mutation import command, entries, laboratory, operators
 
 CALC = '''"""Toy."""
 
@@ -43,7 +43,7 @@ threshold = 90
 
 [[target]]
 files = "toy/*.py"
-tests = ["tests/test_{stem}.py", "tests/absent.py", "tests"]
+tests = ["tests/absent.py tests/test_{stem}.py", "tests/absent.py", "tests"]
 """
 HAND = """[[mutant]]
 file = "toy/calc.py"
@@ -79,7 +79,7 @@ def toy(tmp_path: Path) -> Path:
 
 
 def check(toy: Path, *arguments: str) -> int:
-    return mutation.main(["--root", str(toy), "--jobs", "1", *arguments])
+    return command.main(["--root", str(toy), "--jobs", "1", *arguments])
 
 
 def add(toy: Path, **entry: str) -> None:
@@ -90,9 +90,9 @@ def add(toy: Path, **entry: str) -> None:
         file.write(f"\n[[mutant]]\n{text}\n")
 
 
-def sample(toy: Path, count: int) -> list[mutation.Mutant]:
+def sample(toy: Path, count: int) -> list[entries.Mutant]:
     pytest.importorskip("cosmic_ray")
-    return mutation.mechanical(toy, mutation.read_plan(toy), count, [])
+    return operators.mechanical(toy, entries.read_plan(toy), count, [])
 
 
 # ---- by hand ------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_tests_that_fail_without_a_fault_stop_the_check(toy, capsys):
 
 @pytest.mark.slow
 def test_an_endless_loop_is_killed(toy, monkeypatch, capsys):
-    monkeypatch.setattr(mutation, "SECONDS", 1)
+    monkeypatch.setattr(laboratory, "SECONDS", 1)
     add(toy, find="if x > top:", replace="while x > top:\n        pass\n    if 0:", why="hangs")
     assert check(toy, "--kind", "hand", "--only", "hangs") == 0
     assert "1 by time" in capsys.readouterr().out
@@ -229,7 +229,9 @@ def test_the_whole_check(toy, capsys):
 
 def test_files_without_tests_are_told(toy, capsys):
     pytest.importorskip("cosmic_ray")
-    plan = PLAN.replace('["tests/test_{stem}.py", "tests/absent.py", "tests"]', '["absent"]')
+    plan = PLAN.replace(
+        '["tests/absent.py tests/test_{stem}.py", "tests/absent.py", "tests"]', '["absent"]'
+    )
     (toy / "tests/mutation/plan.toml").write_text(plan, encoding="utf-8")
     (toy / "tests/mutation/hand.toml").unlink()
     assert check(toy, "--kind", "mechanical") == 2
@@ -240,5 +242,5 @@ def test_files_without_tests_are_told(toy, capsys):
 
 
 def test_the_entries_of_this_checkout_fit_its_sources():
-    root = mutation.ROOT
-    mutation.by_hand(root, mutation.read_plan(root))
+    root = command.ROOT
+    entries.by_hand(root, entries.read_plan(root))

@@ -1,0 +1,5 @@
+import sys
+
+from benchmarks.mutation.command import main
+
+sys.exit(main())
