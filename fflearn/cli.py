@@ -44,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 (a check failed), 2 (a mistake)."""
-    args = argparse.Namespace(out=None)
+    args = argparse.Namespace()
     try:
         args = _parser().parse_args(argv)
         code = args.run(args)
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fflearn: not enough memory: {e or 'the system gave none'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = f"; the same command with --out {args.out} goes on" if args.out else ""
+        out = getattr(args, "out", None)
+        again = f"; the same command with --out {out} goes on" if out else ""
         print(f"fflearn: stopped{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as with `| head`; or Python would complain when it closes stdout
@@ -163,7 +164,7 @@ def _train(args: argparse.Namespace) -> int:
     from fflearn.comparison import engine_for
     from fflearn.data import load
     from fflearn.experiment import Experiment
-    from fflearn.training import FINAL, accuracy, fit
+    from fflearn.training import FINAL, fit, score
 
     given = _given(args) | {"rules": (args.rule,), "seeds": (args.seed,)}
     experiment = Experiment.of("the command line", given)
@@ -185,10 +186,7 @@ def _train(args: argparse.Namespace) -> int:
         quiet=args.quiet,
         label=run.label,
     )
-    found = {
-        by: accuracy(engine, done.state, data.x_test, data.y_test, by)
-        for by in engine.rule.predictors
-    }
+    found = {by: score(engine, done.state, data, by)["accuracy"] for by in engine.rule.predictors}
     shown = ", ".join(f"{by} {a:.4f}" for by, a in found.items())
     print(f"{'already finished' if was_there else 'finished'}: {final}")
     print(f"{run.label} on {data.name}, {done.epoch} epochs, test accuracy by {shown}")

@@ -12,13 +12,13 @@ from typing import Any
 
 from fflearn import registry
 from fflearn.base import Channel
-from fflearn.data import Batches, DataSet
+from fflearn.data import DataSet
 from fflearn.data import load as load_data
 from fflearn.errors import DivergenceError, SpecError
 from fflearn.experiment import TRIALS, Experiment, Run, whole
 from fflearn.fingerprint import fingerprint, versions
 from fflearn.state import write_atomically
-from fflearn.training import Progress, accuracy, fit, make_engine, writable
+from fflearn.training import Progress, fit, make_engine, score, writable
 
 Record = dict[str, Any]
 
@@ -91,7 +91,7 @@ def _check(runs: list[Run], data: DataSet) -> None:
     """Every mistake shows before the first step of training."""
     e = runs[0].experiment
     learned = data.split_validation() if e.patience or e.tune > 1 else data
-    Batches(learned, e.batch_size, seed=0)
+    learned.batches(e.batch_size, seed=0)
     for run in runs[:: len(e.seeds)]:
         engine_for(run, data).init(run.seed)
 
@@ -179,7 +179,8 @@ def _tuned(run: Run, data: DataSet, quiet: bool) -> tuple[float, list[dict[str, 
 
 def _record(run: Run, data: DataSet, progress: Progress, trials: list[dict[str, float]]) -> Record:
     engine, state, e = progress.engine, progress.state, run.experiment
-    by = {p: accuracy(engine, state, data.x_test, data.y_test, p) for p in engine.rule.predictors}
+    metrics = {by: score(engine, state, data, by) for by in engine.rule.predictors}
+    accuracies = {by: found["accuracy"] for by, found in metrics.items()}
     channels = sorted(engine.rule.channels, key=list(Channel).index)
     transport = [c.transport for c in channels if c.transport != "no"]
     return {
@@ -193,10 +194,11 @@ def _record(run: Run, data: DataSet, progress: Progress, trials: list[dict[str, 
         "net": e.net,
         "net_as_trained": engine.net.spec(),
         "epochs": progress.epoch,
-        "samples_seen": progress.epoch * len(progress.data.x_train),
-        "test_n": len(data.y_test),
-        "test_accuracy": next(iter(by.values())),
-        "accuracies": by,
+        "samples_seen": progress.epoch * progress.data.n_train,
+        "test_n": data.test_n,
+        "test_accuracy": next(iter(accuracies.values())),
+        "accuracies": accuracies,
+        "metrics": metrics,
         "train_seconds": progress.train_seconds,
         "compile_seconds": progress.compile_seconds,
         "peak_learning_bytes": progress.ledger.peak_bytes,

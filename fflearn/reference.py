@@ -277,6 +277,59 @@ def _block(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> An
     return _through(torch, layer.nodes, layer.leaves, own, x, env)
 
 
+def _embed(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    # 0 x: an id has the derivative 0, which autograd would call none at all.
+    return p["E"][x.detach().round().long()] + 0 * x[..., None]
+
+
+def _position(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    if layer.table == "learned":
+        return x + p["P"]
+    places, units = x.shape[1:]
+    even = 2 * torch.arange((units + 1) // 2, dtype=torch.float64)
+    angle = torch.outer(torch.arange(places, dtype=torch.float64), 10000.0 ** (-even / units))
+    pairs = torch.stack([angle.sin(), angle.cos()], -1).reshape(places, -1)
+    return x + pairs[:, :units].to(x.dtype)
+
+
+def _attention(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    def heads(of: str) -> Any:
+        return affine(x, of).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+
+    def affine(x: Any, of: str) -> Any:
+        return torch.nn.functional.linear(x, p[f"W{of}"].T, p.get(f"b{of}"))
+
+    attend = torch.nn.functional.scaled_dot_product_attention
+    c = attend(heads("q"), heads("k"), heads("v"), is_causal=layer.causal)
+    return affine(c.transpose(1, 2).flatten(2), "o")
+
+
+def _graph_conv(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    n = x.reshape(len(x), -1)
+    if layer.norm != "none":
+        n = _normalize(torch, n, layer.norm)
+    a = _sparse(torch, env.side["adjacency"], x) @ (n @ p["W"])
+    return ACTIVATIONS[layer.activation](torch, a + p["b"] if "b" in p else a)
+
+
+def _sage(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    n = x.reshape(len(x), -1)
+    if layer.norm != "none":
+        n = _normalize(torch, n, layer.norm)
+    mean = _sparse(torch, env.side["neighbours"], x)
+    a = n @ p["W_self"] + mean @ (n @ p["W_neigh"])
+    return ACTIVATIONS[layer.activation](torch, a + p["b"] if "b" in p else a)
+
+
+def _sparse(torch: Any, matrix: Any, like: Any) -> Any:
+    """A SciPy matrix as torch has it, in the precision of ``like``."""
+    coo = matrix.tocoo()
+    at = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
+    return torch.sparse_coo_tensor(
+        at, torch.from_numpy(coo.data).to(like.dtype), coo.shape, check_invariants=True
+    )
+
+
 def _normalize(torch: Any, x: Any, kind: str) -> Any:
     squares = (x * x).sum(-1, keepdim=True)
     if kind == "rms":
@@ -291,7 +344,10 @@ def _hardsigmoid(torch: Any, a: Any) -> Any:
 
 
 def _softmax_cross_entropy(torch: Any, y: Any, t: Any) -> Any:
-    return -(t * torch.log_softmax(y, -1)).sum(-1)
+    if t.shape != y.shape:  # ids
+        t = torch.nn.functional.one_hot(t, y.shape[-1])
+    loss = -(t * torch.log_softmax(y, -1)).sum(-1)
+    return loss.flatten(1).mean(1) if loss.ndim > 1 else loss
 
 
 def _mse(torch: Any, y: Any, t: Any) -> Any:
@@ -316,7 +372,15 @@ def _adamw(torch: Any, params: Any, o: Any) -> Any:
 
 
 Function = Callable[..., Any]
-LAYERS: dict[str, Function] = {"dense": _dense, "block": _block}
+LAYERS: dict[str, Function] = {
+    "attention": _attention,
+    "block": _block,
+    "dense": _dense,
+    "embed": _embed,
+    "graph_conv": _graph_conv,
+    "position": _position,
+    "sage": _sage,
+}
 ACTIVATIONS: dict[str, Function] = {
     "relu": lambda torch, a: torch.relu(a),
     "tanh": lambda torch, a: torch.tanh(a),

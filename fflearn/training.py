@@ -15,8 +15,8 @@ from typing import Any, Self
 import numpy as np
 
 from fflearn import registry
-from fflearn.base import Batch, Ledger, Rule
-from fflearn.data import Batches, DataSet
+from fflearn.base import Ledger, Rule
+from fflearn.data import DataSet
 from fflearn.data import load as load_data
 from fflearn.engine import Engine
 from fflearn.errors import CheckpointError, DivergenceError, SpecError
@@ -182,7 +182,7 @@ def fit(
     evaluate_every, seed = whole("evaluate_every", evaluate_every, 1), whole("a seed", seed, 0)
     if patience:
         data = data.split_validation()
-    batches, callbacks = Batches(data, batch_size, seed), tuple(callbacks)
+    batches, callbacks = data.batches(batch_size, seed), tuple(callbacks)
     engine.horizon = (batches.steps_per_epoch, epochs)
     run = Progress(engine, engine.init(seed), data, epochs)
     identity = _identity(engine, data, epochs, batches.batch_size, patience)
@@ -209,7 +209,7 @@ def fit(
     return run
 
 
-def _bar(run: Progress, batches: Batches, quiet: bool) -> Any:
+def _bar(run: Progress, batches: Any, quiet: bool) -> Any:
     from tqdm import tqdm
 
     steps = {"total": batches.steps_per_epoch * run.epochs, "initial": run.state.step}
@@ -217,21 +217,20 @@ def _bar(run: Progress, batches: Batches, quiet: bool) -> Any:
     return tqdm(**steps, desc=run.label, disable=quiet or None, leave=False)
 
 
-def _epoch(run: Progress, batches: Batches, bar: Any) -> None:
+def _epoch(run: Progress, batches: Any, bar: Any) -> None:
     engine, state = run.engine, run.state
     good, losses = state.copy(), []
-    one_hot = np.eye(engine.n_classes, dtype=engine.dtype)
     seconds = run.train_seconds
     with np.errstate(all="ignore"):  # what overflows is found below, and raised
         for step in range(state.step, (run.epoch + 1) * batches.steps_per_epoch):
             start = time.perf_counter()
-            x, labels = batches.batch(step)
-            info, ledger = engine.step(state, Batch(x, one_hot[labels]))
+            batch = batches.batch(step)
+            info, ledger = engine.step(state, batch)
             losses.append(float(info.get("loss", 0.0)))
             seconds += time.perf_counter() - start
             if not math.isfinite(losses[-1]):
                 _diverged(run, good, step)
-            if len(x) == batches.batch_size:
+            if len(batch.x) == batches.batch_size:
                 run.ledger = ledger
             bar.update()
     if state.first_bad():
@@ -258,28 +257,27 @@ def _evaluate(run: Progress, force: bool) -> None:
     """Accuracy on the held-out part: the validation part where one was split off, else test."""
     found = None
     if force:
-        found = accuracy(run.engine, run.state, run.data.x_test, run.data.y_test)
+        found = next(iter(score(run.engine, run.state, run.data).values()))
         if found > run.best[0]:
             run.best = (found, run.epoch)
     run.curves["accuracy"].append(found)
 
 
-def accuracy(engine: Any, state: State, x: Any, labels: Any, by: str = "") -> float:
-    """Share of samples whose highest score is at their label."""
-    return float((engine.predict(state, x, by).argmax(axis=1) == labels).mean())
+def score(engine: Any, state: State, data: Any, by: str = "") -> dict[str, float]:
+    """The data's own measures of a network on its test part, "accuracy" first."""
+    return data.score(lambda x, side=None: engine.predict(state, x, by, side=side))
 
 
-def _warm_up(run: Progress, batches: Batches) -> None:
+def _warm_up(run: Progress, batches: Any) -> None:
     """Compile before training, so that it is not in the training time."""
     first, _ = _rehearsed(run, batches)
     second, run.ledger = _rehearsed(run, batches)
     run.compile_seconds += max(0.0, first - second)
 
 
-def _rehearsed(run: Progress, batches: Batches) -> tuple[float, Ledger]:
+def _rehearsed(run: Progress, batches: Any) -> tuple[float, Ledger]:
     """A step on a copy of the state: its seconds, and what crossed layer boundaries."""
-    x, labels = batches.batch(0)
-    batch = Batch(x, np.eye(run.engine.n_classes, dtype=run.engine.dtype)[labels])
+    batch = batches.batch(0)
     state, start = run.state.copy(), time.perf_counter()
     with np.errstate(all="ignore"):
         _, ledger = run.engine.step(state, batch)

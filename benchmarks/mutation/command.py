@@ -7,7 +7,6 @@ import json
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import benchmarks.mutation
 from benchmarks.mutation.entries import FOLDER, Mistake, Mutant, by_hand, read_plan, read_toml

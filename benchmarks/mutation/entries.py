@@ -35,10 +35,16 @@ class Plan:
         """The tests that guard a file; those that do not exist are skipped."""
         for target in self.targets:
             if fnmatch(file, target["files"]):
-                lines = [line.format(stem=Path(file).stem).split() for line in target["tests"]]
-                found = (tuple(n for n in names if (root / n).exists()) for names in lines)
-                return tuple(stage for stage in found if stage)
+                stages = (stage(root, s.format(stem=Path(file).stem)) for s in target["tests"])
+                return tuple(s for s in stages if s)
         return ()
+
+
+def stage(root: Path, line: str) -> tuple[str, ...]:
+    """The paths in a line that exist, with pytest's -k if the line has one."""
+    paths, _, words = line.partition(" -k ")
+    found = tuple(path for path in paths.split() if (root / path).exists())
+    return (*found, "-k", words) if found and words else found
 
 
 @dataclass(frozen=True)

@@ -69,10 +69,13 @@ Span = tuple[tuple[int, int], tuple[int, int]]
 
 
 def untouched(text: str, top: ast.Module) -> list[Span]:
-    """What is not run, or only words a message: annotations, decorators, imports, raise, f-strings."""
+    """What no test can notice: annotations, decorators, imports, and what only words or raises an
+    error that is not to happen (raise, assert, f-strings, the strict of a zip)."""
     nodes: list[ast.AST] = []
     for node in ast.walk(top):
         if isinstance(node, ast.Import | ast.ImportFrom | ast.Raise | ast.Assert | ast.JoinedStr):
+            nodes.append(node)
+        if isinstance(node, ast.keyword) and node.arg == "strict":
             nodes.append(node)
         nodes += getattr(node, "decorator_list", [])
         nodes += [

@@ -10,24 +10,33 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fflearn.data import arrays, cifar, digits, idx, tables
+from fflearn.data import arrays, cifar, digits, idx, planetoid, tables, text
 from fflearn.data.batches import Batches
 from fflearn.data.dataset import DataSet
+from fflearn.data.graphs import GraphData
+from fflearn.data.text import TextData
 from fflearn.errors import DataError
 
-__all__ = ["Batches", "DataSet", "load", "load_data", "load_samples", "names"]
+__all__ = ["Batches", "DataSet", "GraphData", "TextData", "load", "load_data", "load_samples", "names"]
 
-_NAMED: dict[str, Callable[[bool], DataSet]] = {
+_NAMED: dict[str, Callable[[bool], DataSet | TextData | GraphData]] = {
     "digits": lambda download: digits.load(),
     "mnist": functools.partial(idx.load, "mnist"),
     "fashion-mnist": functools.partial(idx.load, "fashion-mnist"),
     "kmnist": functools.partial(idx.load, "kmnist"),
     "cifar10": cifar.load,
+    "shakespeare": text.load_shakespeare,
+    **{name: functools.partial(planetoid.load, name) for name in planetoid.NAMES},
 }
-_FILES: dict[str, Callable[[Path], DataSet]] = {".csv": tables.load, ".npz": arrays.load}
+_FILES: dict[str, Callable[[Path], DataSet | TextData]] = {
+    ".csv": tables.load,
+    ".npz": arrays.load,
+    ".txt": text.load,
+}
 
 
 def names() -> tuple[str, ...]:
@@ -35,21 +44,22 @@ def names() -> tuple[str, ...]:
     return tuple(_NAMED)
 
 
-def load(spec: str | os.PathLike | tuple | DataSet, *, download: bool = True) -> DataSet:
+def load(spec: str | os.PathLike | tuple | DataSet | TextData | GraphData, *, download: bool = True) -> Any:
     """Load a data set.
 
     Parameters
     ----------
-    spec : str, path, tuple of arrays or DataSet
-        A name ("digits", "mnist", "fashion-mnist", "kmnist", "cifar10"), the path of a .csv or
-        .npz file, (x, y) or (x_train, y_train, x_test, y_test), or a DataSet, returned as it is.
+    spec : str, path, tuple of arrays, DataSet or TextData
+        A name ("digits", "mnist", "fashion-mnist", "kmnist", "cifar10", "shakespeare"), the path
+        of a .csv or .npz file, or of a .txt file to learn to write like, (x, y) or (x_train,
+        y_train, x_test, y_test), or a DataSet or TextData, returned as it is.
     download : bool, default True
         Whether the official files may be downloaded.  Before that they are looked for in the
         folder that the environment variable FFLEARN_DATA names, then among earlier downloads.
 
     Returns
     -------
-    DataSet
+    DataSet, or TextData for text
 
     Raises
     ------
@@ -63,7 +73,7 @@ def load(spec: str | os.PathLike | tuple | DataSet, *, download: bool = True) ->
     >>> load(([[0.0], [0.1], [0.9], [1.0]], ["no", "no", "yes", "yes"])).classes
     ('no', 'yes')
     """
-    if isinstance(spec, DataSet):
+    if isinstance(spec, DataSet | TextData | GraphData):
         return spec
     if isinstance(spec, tuple):
         return arrays.from_arrays(spec)
@@ -103,7 +113,7 @@ def load_samples(path: str | os.PathLike, n_features: int) -> np.ndarray:
     DataError
     """
     path = Path(path).expanduser()
-    if not path.is_file() or path.suffix.lower() not in _FILES:
+    if not path.is_file() or path.suffix.lower() not in (".csv", ".npz"):
         raise DataError(
             f"prediction needs an existing .csv or .npz file; got {str(path)!r}. Check the path."
         )
@@ -116,8 +126,8 @@ def _unknown(spec: str) -> DataError:
     close = difflib.get_close_matches(spec.lower(), _NAMED, n=1, cutoff=0.4)
     hint = f'Type "{close[0]}"' if close else 'Type "digits"'
     return DataError(
-        f"load needs one of {', '.join(_NAMED)} or the path of a .csv or .npz file; "
-        f"got {spec!r} in spec. {hint}."
+        f"load needs one of {', '.join(_NAMED)} or the path of a .csv or .npz file, or "
+        f"of a .txt file of text; got {spec!r} in spec. {hint}."
     )
 
 

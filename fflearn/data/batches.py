@@ -1,12 +1,18 @@
 """The order in which samples are learned from: a function of the seed and the step."""
 
+from __future__ import annotations
+
 import operator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fflearn.data.dataset import DataSet
+from fflearn.base import Batch
 from fflearn.errors import DataError
 from fflearn.random import Key
+
+if TYPE_CHECKING:
+    from fflearn.data.dataset import DataSet
 
 __all__ = ["Batches"]
 
@@ -33,11 +39,12 @@ class Batches:
 
     Examples
     --------
+    >>> from fflearn.data.dataset import DataSet
     >>> x, y = np.zeros((10, 3)), np.arange(10) % 2
     >>> batches = Batches(DataSet("toy", x, y, x, y, 2), batch_size=4, seed=0)
     >>> batches.steps_per_epoch
     3
-    >>> [len(batches.batch(step)[1]) for step in range(4)]
+    >>> [len(batches.batch(step).x) for step in range(4)]
     [4, 4, 2, 4]
     """
 
@@ -53,6 +60,7 @@ class Batches:
         self.data = data
         self.batch_size = operator.index(batch_size)
         self.steps_per_epoch = -(-n // self.batch_size)
+        self._one_hot = np.eye(data.n_classes, dtype=np.float32)
         self._key = Key(seed).fold("order")
         self._cached: tuple[int, np.ndarray] | None = None
 
@@ -64,17 +72,16 @@ class Batches:
             self._cached = (epoch, order)
         return self._cached[1]
 
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Samples of a step, counted from 0 over all epochs.
+    def batch(self, step: int) -> Batch:
+        """What a step learns from, counted from 0 over all epochs.
 
         Returns
         -------
-        x : ndarray of float32, shape (B, *in)
-        y : ndarray of int64, shape (B,)
-            Labels.
+        Batch
+            ``x`` float32 (B, *in), ``y`` float32 (B, C), one-hot.
         """
         if step < 0:
             raise DataError(f"Batches.batch needs a step of 0 or more; got {step}. Type 0.")
         epoch, i = divmod(step, self.steps_per_epoch)
         chosen = self.order(epoch)[i * self.batch_size : (i + 1) * self.batch_size]
-        return self.data.x_train[chosen], self.data.y_train[chosen]
+        return Batch(self.data.x_train[chosen], self._one_hot[self.data.y_train[chosen]])

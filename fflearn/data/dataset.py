@@ -1,12 +1,17 @@
 """The data of one experiment: a training part, a test part, and a digest that identifies them."""
 
+from __future__ import annotations
+
 import hashlib
 import operator
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
+from fflearn.data.batches import Batches
 from fflearn.errors import DataError
 from fflearn.random import Key
 
@@ -101,6 +106,41 @@ class DataSet:
         """Shape of one sample."""
         return self.x_train.shape[1:]
 
+    @property
+    def n_train(self) -> int:
+        """Samples that one epoch learns from."""
+        return len(self.x_train)
+
+    @property
+    def test_n(self) -> int:
+        """Samples that `score` looks at."""
+        return len(self.x_test)
+
+    def batches(self, batch_size: int, seed: int) -> Batches:
+        """The training part in batches, in an order given by the seed."""
+        return Batches(self, batch_size, seed)
+
+    def score(self, predict: Callable[..., np.ndarray]) -> dict[str, float]:
+        """How well ``predict(x) -> scores (N, C)`` does on the test part.
+
+        Returns
+        -------
+        dict
+            "accuracy"; "balanced_accuracy", the mean over classes; "f1", the mean over classes.
+        """
+        from sklearn.metrics import balanced_accuracy_score, f1_score
+
+        y, found = self.y_test, predict(self.x_test).argmax(axis=1)
+        with warnings.catch_warnings():  # a class that is never predicted, or not in a tiny test
+            warnings.simplefilter("ignore")
+            balanced = balanced_accuracy_score(y, found)
+            f1 = f1_score(y, found, average="macro", zero_division=0)
+        return {
+            "accuracy": float((found == y).mean()),
+            "balanced_accuracy": float(balanced),
+            "f1": float(f1),
+        }
+
     @cached_property
     def sha256(self) -> str:
         """Hex digest of dtype, shape and bytes of the four arrays, in the order of the fields."""
@@ -112,7 +152,7 @@ class DataSet:
             digest.update(array.data)
         return digest.hexdigest()
 
-    def split_validation(self) -> "DataSet":
+    def split_validation(self) -> DataSet:
         """Set a tenth of the training part aside to choose settings by.
 
         Returns

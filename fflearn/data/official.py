@@ -97,6 +97,11 @@ _ALL = (
         ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/"),
         _words("airplane automobile bird cat deer dog frog horse ship truck"),
     ),
+    Source(
+        "shakespeare",
+        (Official("input.txt", "6fb458f1232090904fb40fe944165e91"),),
+        ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",),
+    ),
 )
 
 SOURCES: dict[str, Source] = {source.name: source for source in _ALL}

@@ -13,7 +13,6 @@ from fflearn.base import Env, Trace
 from fflearn.errors import ShapeError, SpecError
 from fflearn.kernels.reference import ACTIVATIONS, Product
 from fflearn.layers import Layer
-from fflearn.topology import plus
 
 CHOICES = {
     "activation": tuple(ACTIVATIONS),

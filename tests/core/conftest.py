@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from fflearn import cli
+from fflearn import cli, registry
 from fflearn.random import Key
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +71,7 @@ def here(tmp_path, monkeypatch):
     rows = [",".join([*(f"{v:.6f}" for v in row), "abc"[k]]) for row, k in zip(x, y, strict=True)]
     Path("blobs.csv").write_text("\n".join(["p,q,r,s,label", *rows, ""]))
     Path("my_rule.py").write_text(RULE)
+    registry.rule_class.cache_clear()  # it keeps "my_rule.py" of another folder
     return tmp_path
 
 

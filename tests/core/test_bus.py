@@ -13,6 +13,7 @@ from fflearn.base import Batch, Channel, Rule, Update
 from fflearn.checks import BRANCHES, CHAIN, bench, learned
 from fflearn.engine import Engine
 from fflearn.errors import LocalityError
+from fflearn.optim import optimizer
 from fflearn.registry import rule
 
 
@@ -188,6 +189,22 @@ def test_the_mean_weighs_samples():
     assert seen[1][0] == pytest.approx(np.average(seen[1][1], weights=weight), rel=1e-12)
 
 
+def test_a_stacked_pass_is_compared_and_averaged_sample_by_sample():
+    seen = []
+
+    def act(bus, batch, out):
+        again = bus.readout(bus.forward(np.concatenate([batch.x] * 3)))
+        np.testing.assert_allclose(again.error, np.tile(out.error, (3, 1)))
+        shifted = again.loss + np.repeat([0.0, 1.0, 5.0], len(batch.x))
+        seen.append((float(bus.mean(shifted)), float(bus.mean(out.loss))))
+
+    engine, state, batch = bench(toy(act, update=lambda self, v, s: Update()))
+    for weight in (None, np.arange(len(batch.x), dtype=float)):
+        engine.step(state, batch._replace(weight=weight))
+        stacked, plain = seen.pop()
+        assert stacked == pytest.approx(plain + 2, rel=1e-12)
+
+
 def test_reading_many_layers_is_for_prediction_only():
     def act(bus, batch, out):
         bus.collect(lambda v: v.params["W"])
@@ -219,6 +236,26 @@ def test_each_runs_a_method_in_every_layer_without_a_message():
     engine, state, batch = bench(toy(act, note=note))
     engine.step(state, batch)
     assert seen == [(i, "tag", 4) for i in range(4)]
+
+
+def test_a_rules_array_has_momentum_of_its_own():
+    # The parameter W and the rule's array W go different ways; neither may see the other's buffer.
+    hooks = {
+        "init": lambda self, v, key, shared: {"W": np.zeros(v.params["W"].shape)},
+        "plastic": lambda self, v, owned: ("W",),
+        "update": lambda self, v, s: Update(
+            {"W": np.ones(v.params["W"].shape)}, {"W": -2 * np.ones(v.params["W"].shape)}
+        ),
+    }
+    engine, _, batch = bench(toy(lambda bus, batch, out: bus.update(), **hooks))
+    engine.optimizer = optimizer("sgd", lr=0.1, momentum=0.5)
+    state = engine.init(0)
+    start = state.copy()
+    for _ in range(2):
+        engine.step(state, batch)
+    for now, then, owned in zip(state.params, start.params, state.aux, strict=True):
+        np.testing.assert_allclose(now["W"], then["W"] - 0.1 * (1 + 1.5))
+        np.testing.assert_allclose(owned["W"], 2 * 0.1 * (1 + 1.5))
 
 
 # ---- sums and forks -------------------------------------------------------------------------------
@@ -336,6 +373,18 @@ def test_settling_counts_its_sweeps():
     assert ledger.per_sample() == {"activity": 2 * 42, "transpose": 42}
 
 
+def test_settling_takes_fifty_sweeps_unless_told():
+    class Unhurried(Settling):
+        def step(self, bus, batch):
+            bus.readout(bus.forward(batch.x))
+            bus.each(self.start)
+            sweeps = bus.settle(batch.x, lambda: batch.y - bus.top("s"))
+            return {"loss": np.zeros(()), "sweeps": np.asarray(sweeps)}
+
+    engine, state, batch = bench(Unhurried)
+    assert engine.step(state, batch)[0]["sweeps"] == 50
+
+
 # ---- tangents -------------------------------------------------------------------------------------
 
 
@@ -375,6 +424,19 @@ def test_a_tangent_carries_the_directional_derivative(hidden):
         assert ledger.per_sample() == {"activity": 42, "tangent": 45, "scalar": 4 / 7}
 
 
+def test_noise_is_drawn_for_each_parameter_and_again_the_same():
+    def act(bus, batch, out):
+        bus.each(bus.rule.note)
+
+    def note(self, v, s):
+        u, again = (v.noise_like_params("u") for _ in range(2))
+        assert all((u[n] == again[n]).all() for n in u)
+        assert not np.isclose(u["W"].ravel()[: u["b"].size], u["b"]).any()
+
+    engine, state, batch = bench(toy(act, note=note))
+    engine.step(state, batch)
+
+
 # ---- counting -------------------------------------------------------------------------------------
 
 
@@ -397,6 +459,27 @@ def test_the_ledger_by_hand(name, per_sample, transposes, passes):
     assert ledger.per_sample() == per_sample
     assert (ledger.transposes, ledger.forward_passes) == (transposes, passes)
     assert engine.step(state, batch)[1] is ledger  # counted once for a shape of batch
+
+
+def test_a_signal_counts_once_however_often_a_layer_reads_it():
+    def act(bus, batch, out):
+        bus.update(error=out.error)
+
+    def update(self, v, s):
+        return Update({"b": s.error.sum() + s.error.sum() + v.params["b"]})
+
+    engine, state, batch = bench(toy(act, Channel.ERROR, update=update))
+    assert engine.step(state, batch)[1].per_sample() == {"activity": 42, "error": 4 * 3}
+
+
+def test_a_message_down_counts_as_the_strongest_channel_declared():
+    def act(bus, batch, out):
+        bus.feedback(out.error)
+
+    hook = {"feedback": lambda self, v, m: v.input_vjp(v.trace, m)}
+    made = toy(act, Channel.FEEDBACK, Channel.SIGN, Channel.TRANSPOSE, **hook)
+    engine, state, batch = bench(made)
+    assert engine.step(state, batch)[1].per_sample() == {"activity": 42, "transpose": 42}
 
 
 def peak(name: str, depth: int) -> int:

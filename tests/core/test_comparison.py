@@ -23,7 +23,8 @@ NET = "dense 8 relu | dense 3"
 SMALL = {"data": "blobs.csv", "net": NET, "epochs": 2, "batch_size": 16, "seeds": (0, 1)}
 SMALL |= {"rules": ("backprop", "ff", "dfa[scale=2]")}
 FIELDS = """rule label kind seed data data_sha256 data_notes net net_as_trained epochs samples_seen
-test_n test_accuracy accuracies train_seconds compile_seconds peak_learning_bytes optimizer_bytes
+test_n test_accuracy accuracies metrics train_seconds compile_seconds peak_learning_bytes
+optimizer_bytes
 channels_declared floats_per_sample forward_passes weight_transport optimizer trials spec versions
 fingerprint curves"""
 

@@ -85,7 +85,7 @@ def test_map_changes_every_layer_and_keeps_the_structure():
         ("dense 5 |", "no layer at position 1"),
         ("dense 5 | | dense 3", "no layer at position 1"),
         ("dense 5 | desne 3", "layer 1 is of the unknown kind 'desne'. Did you mean 'dense'?"),
-        ("dense 5 | zzz 3", "layer 1 is of the unknown kind 'zzz'. Known: dense"),
+        ("dense 5 | zzz 3", "layer 1 is of the unknown kind 'zzz'. Known: "),
         ("residul(dense 5)", "Did you mean 'residual'?"),
         ("dense", r"layer 0 \('dense'\): dense needs units. Type for instance: dense 512 relu"),
         (

@@ -187,7 +187,7 @@ def test_where_the_cache_is(monkeypatch, environment, folder):
 
 def test_the_table_of_official_files():
     sums = [d for s in SOURCES.values() for f in s.files for d in (f.md5, f.raw_md5) if d]
-    assert len(sums) == len(set(sums)) == 21
+    assert len(sums) == len(set(sums)) == 22
     assert all(len(d) == 32 and int(d, 16) for d in sums)
     for name, official in SOURCES.items():
         assert official.name == name and len(official.classes) == 10

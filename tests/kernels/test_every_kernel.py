@@ -243,6 +243,16 @@ def test_memory_that_nobody_may_write_is_accepted(k):
     np.testing.assert_array_equal(k.colmean(mapped, 2.0), [1.5, 2.5, 3.5])
 
 
+@pytest.mark.parametrize("name", ["matmul", "matmul_tn", "matmul_nt"])
+@pytest.mark.parametrize("dtypes", [("c16", "c16"), ("f4", "f8"), ("i8", "i8")])
+def test_products_that_no_loop_covers_go_to_numpy(k, name, dtypes):
+    for a, b in list(CASES[name](np.random.default_rng(2), np.float64))[:3]:
+        a, b = ((100 * m).astype(t) for m, t in zip((a, b), dtypes, strict=True))
+        got, want = getattr(k, name)(a, b), getattr(REFERENCE, name)(a, b)
+        assert got.dtype == want.dtype
+        np.testing.assert_array_equal(got, want)
+
+
 def test_shapes_that_do_not_fit_raise(k):
     x = np.ones((3, 4), np.float32)
     for call in (

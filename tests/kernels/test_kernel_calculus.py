@@ -118,3 +118,11 @@ def test_sample_softmax_wrong_is_never_the_true_class(k, dtype):
             picked = k.sample_softmax_wrong(dtype(scale) * y, y, np.full(6, u, dtype))
             assert (picked * y).sum() == 0
             np.testing.assert_array_equal(picked.sum(1), 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sample_softmax_wrong_excludes_a_class_however_certain(k, dtype):
+    logits = np.array([[0, -5e3, -6e3], [0, -1e30, -1e30]], dtype)
+    y = np.repeat(np.eye(3, dtype=dtype)[:1], 2, 0)
+    picked = k.sample_softmax_wrong(logits, y, np.array([0.5, 0.0], dtype))
+    np.testing.assert_array_equal(picked, [[0, 1, 0], [0, 1, 0]])

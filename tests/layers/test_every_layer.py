@@ -56,7 +56,8 @@ class Case:
 def test_the_tangent_is_the_slope(layer, shape, backend):
     c, h = Case(layer, shape, backend=backend), 1e-6
     moved = [
-        c.forward(c.x + s * h * c.dx, {**c.p, **{n: c.p[n] + s * h * c.dp[n] for n in c.dp}}).y for s in (1, -1)
+        c.forward(c.x + s * h * c.dx, {**c.p, **{n: c.p[n] + s * h * c.dp[n] for n in c.dp}}).y
+        for s in (1, -1)
     ]
     slope = (moved[0] - moved[1]) / (2 * h)
     tangent = layer.jvp(c.k, c.t, c.dx, c.dp)
@@ -134,7 +135,8 @@ def test_a_message_through_other_weights_uses_them(layer, shape):
     doubled = layer.input_vjp(c.k, other, c.da)
     if layer.weights == ("W",):  # in a block, the messages of two layers multiply
         np.testing.assert_allclose(doubled, 2 * exact, rtol=1e-12)
-    assert not np.allclose(doubled, exact)
+    if layer.weights and exact.any():  # nothing goes down to ids
+        assert not np.allclose(doubled, exact)
 
 
 @pytest.mark.parametrize(("layer", "shape"), EXAMPLES, **NAMED)

@@ -80,6 +80,19 @@ def test_values_by_hand():
     np.testing.assert_allclose(good.error, [[1 / 4 * 2 * 1, 1 / 4 * 2 * 2]])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_loss_of_a_sample_is_the_mean_over_its_places(backend):
+    k, ce = kernels.load(backend), objectives.load("softmax_cross_entropy")()
+    rng = np.random.default_rng(3)
+    y, ids = rng.normal(size=(2, 3, 5)), rng.integers(0, 5, (2, 3))
+    by_id, by_one_hot = ce(k, y, ids), ce(k, y, np.eye(5)[ids])
+    for i in range(2):
+        alone = ce(k, y[i], np.eye(5)[ids[i]])
+        for out in (by_id, by_one_hot):
+            assert out.loss[i] == pytest.approx(alone.loss.mean(), rel=1e-12)
+            np.testing.assert_allclose(out.error[i], alone.error / 3, rtol=1e-12)
+
+
 def test_only_those_that_compare_with_labels_stand_at_the_output():
     at_output = {kind for kind in objectives.names() if objectives.load(kind).at_output}
     assert at_output == set(objectives.names()) - {"goodness"}

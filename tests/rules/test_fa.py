@@ -9,6 +9,7 @@ from fflearn.base import Batch
 from fflearn.checks import BRANCHES, CHAIN, bench, learned
 from fflearn.engine import Engine
 from fflearn.errors import LocalityError, SpecError
+from fflearn.optim import optimizer
 from fflearn.registry import rule
 
 BLOCKS = "dense 17 relu | block(dense 9 tanh | residual(dense 9 gelu)) | dense 5 relu norm=rms"
@@ -43,6 +44,16 @@ def test_feedback_is_drawn_as_the_weights_and_stays_fixed():
     )
     engine.step(state, batch)
     assert (state.aux[1]["W"] == b).all() and (state.params[1]["W"] != w).any()
+
+
+def test_weight_decay_leaves_feedback_alone():
+    engine, state, batch = bench(lambda: rule("fa"))
+    engine.optimizer = optimizer("adamw", lr=0.1, weight_decay=0.5)
+    state = engine.init(0)
+    before = state.copy()
+    engine.step(state, batch)
+    for now, then in zip(state.aux, before.aux, strict=True):
+        assert all((now[n] == then[n]).all() for n in now)
 
 
 def test_a_step_computed_by_hand():

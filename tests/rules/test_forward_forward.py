@@ -192,6 +192,39 @@ def test_the_heads_settings_are_factors_on_the_optimizers():
             assert (now["W"] != then["W"]).any() == (moves or not spec.is_output)
 
 
+def test_the_heads_weight_decay_is_a_factor_too():
+    def after(factor: float):
+        engine, _, batch = made(head_weight_decay=factor)
+        engine.optimizer = optimizer("adamw", lr=0.1, weight_decay=0.5)
+        state = engine.init(0)
+        for _ in range(2):  # the head starts at zero: nothing decays in the first step
+            engine.step(state, batch)
+        return engine, state
+
+    (engine, plain), (_, without) = after(1.0), after(0.0)
+    for spec, a, b in zip(engine.specs, plain.params, without.params, strict=True):
+        assert (a["W"] == b["W"]).all() != spec.is_output
+
+
+def test_the_neutral_pass_leaves_no_trace_in_hidden_layers():
+    engine, state, batch = made(negatives="hard")
+    for i, (traces, _, _) in heard(engine, state, batch).items():
+        assert ("neutral" in traces) == engine.specs[i].is_output
+
+
+def test_the_heads_logits_are_those_of_an_even_label():
+    engine, state, batch = made("dense 17 relu", strength=2.0)
+    state.params[1]["W"] = np.cos(np.arange(51.0)).reshape(17, 3)
+    x = np.c_[batch.x, np.full((7, 3), 2 / 3)]
+
+    def unit(x):
+        return x / (np.sqrt((x**2).mean(1, keepdims=True)) + 1e-8)
+
+    h = np.maximum(unit(x) @ state.params[0]["W"] + state.params[0]["b"], 0)
+    logits = unit(h) @ state.params[1]["W"]
+    np.testing.assert_allclose(engine.predict(state, batch.x, "softmax"), logits, rtol=1e-10)
+
+
 def test_the_head_reads_all_hidden_layers_but_the_first_of_three():
     engine, _, _ = made()
     assert engine.net.spec().count("dense 3 norm=rms") == 2
@@ -211,6 +244,26 @@ def test_hard_negatives_follow_the_heads_mistakes_and_are_never_true():
     assert (right == batch.y).all()
     assert (right * wrong).sum() == 0
     assert (wrong[batch.y[:, 2] == 0].argmax(1) == 2).all()
+
+
+@pytest.mark.parametrize("negatives", ["wrong", "all_wrong"])
+def test_right_and_wrong_labels_stand_on_the_same_samples(negatives):
+    engine, state, batch = made(negatives=negatives, label="append")
+    traces, phase, _ = heard(engine, state, batch)[0]
+    x, blocks = traces["x"].x, {"wrong": 2, "all_wrong": 3}[negatives]
+    np.testing.assert_array_equal(x[:, :-3], np.tile(batch.x, (blocks, 1)))
+    np.testing.assert_array_equal(phase, np.repeat([1, -1], [7, 7 * (blocks - 1)]))
+    right = (x[:, -3:] * np.tile(batch.y, (blocks, 1))).sum(1)
+    np.testing.assert_array_equal(right, phase > 0)
+
+
+def test_wrong_labels_are_drawn_anew_in_every_step():
+    engine, state, batch = made(negatives="wrong", label="append")
+    drawn = []
+    for step in range(5):
+        state.step = step
+        drawn.append(heard(engine, state, batch)[0][0]["x"].x[7:, -3:].tobytes())
+    assert len(set(drawn)) == 5
 
 
 # ---- prediction and labels ------------------------------------------------------------------------
