@@ -129,7 +129,7 @@ class Bus:
                 value[i] = out = self._call("forward", v, m, s)
                 self._count_up(v, out)
                 if update:
-                    self._apply(v, s)
+                    self._apply(v, s, *value.values())
                     v.traces.clear()
                     v.state.clear()
             for done in self._engine.last_use[i]:
@@ -160,6 +160,12 @@ class Bus:
         would go below the first layer (None where rules send nothing there).
         """
         nodes = self._engine.net.nodes
+        if any(layer.couples_samples for layer in self._engine.net.leaves):
+            # Below a layer that mixes samples a row belongs to no sample any more: the sample
+            # weights act once, on the rows of the loss, and not on each layer's own rows.
+            message = self._views[0]._weighted(message)
+            for v in self._views:
+                v._weight = None
         down: dict[int, Any] = {len(nodes) - 1: message}
         for i in reversed(range(len(nodes))):
             leaf, sources = nodes[i]
@@ -285,9 +291,9 @@ class Bus:
     def _call(self, hook: str, v: LayerView, *args: Any) -> Any:
         return getattr(self.rule, hook)(v, *args)
 
-    def _apply(self, v: LayerView, s: Signals) -> None:
+    def _apply(self, v: LayerView, s: Signals, *in_flight: Any) -> None:
         u = self._call("update", v, s)
-        self._hold(u.grads, u.aux_grads, u.assign, u.aux_assign)
+        self._hold(*in_flight, u.grads, u.aux_grads, u.assign, u.aux_assign)
         if self._observe is not None:
             self._observe(v, u)
         if not self._train:

@@ -133,7 +133,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_train)
 
 
-# -- commands ----------------------------------------------------------------------------------------
+# -- commands ------------------------------------------------------------------------------------
 def _given(args: argparse.Namespace, *more: str) -> dict[str, Any]:
     names = [field for _, field, _, _ in FIELDS] + list(more)
     given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
@@ -241,7 +241,7 @@ def _doctor(args: argparse.Namespace) -> int:
     return 0
 
 
-# -- reading options ---------------------------------------------------------------------------------
+# -- reading options -----------------------------------------------------------------------------
 def _whole(text: str) -> int:
     try:
         return int(text)

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fflearn import registry
 from fflearn.base import Channel
 from fflearn.data import DataSet
@@ -92,8 +94,13 @@ def _check(runs: list[Run], data: DataSet) -> None:
     e = runs[0].experiment
     learned = data.split_validation() if e.patience or e.tune > 1 else data
     learned.batches(e.batch_size, seed=0)
+    few = learned.batches(min(2, e.batch_size), seed=0).batch(0)
+    plain = replace(e, backend="reference")  # nothing to compile: that is timed, and later
     for run in runs[:: len(e.seeds)]:
         engine_for(run, data).init(run.seed)
+        engine = engine_for(replace(run, experiment=plain), data)
+        with np.errstate(all="ignore"):
+            engine.updates(engine.init(run.seed), few)
 
 
 def engine_for(run: Run, data: DataSet, factor: float = 1.0) -> Any:
@@ -221,7 +228,7 @@ def default_folder(experiment: Experiment) -> Path:
     return Path("runs") / f"{datetime.now(UTC).astimezone():%Y-%m-%d}-{experiment.name}"
 
 
-# -- the table ---------------------------------------------------------------------------------------
+# -- the table -----------------------------------------------------------------------------------
 HEAD = (
     "rule",
     "test accuracy",

@@ -25,6 +25,12 @@ from fflearn.registry import Variant
 NETS = {  # the network of a data set where none is given
     "digits": "dense 256 relu | dense 256 relu | dense 10",
     "cifar10": "dense 1024 relu | dense 512 relu | dense 10",
+    "cora": "graph_conv 16 relu | graph_conv 7",
+    "cora-64-16-20": "graph_conv 16 relu | graph_conv 7",
+    "citeseer": "graph_conv 16 relu | graph_conv 6",
+    "citeseer-64-16-20": "graph_conv 16 relu | graph_conv 6",
+    "row-digits": "gru 64 | dense 10",
+    "copy": "gru 64 last=false | dense 9 places=1",
 }
 OPTIMIZER_SETTINGS = ("optimizer", "lr", "momentum", "weight_decay", "schedule")
 

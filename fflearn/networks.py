@@ -13,6 +13,7 @@ from fflearn import layers
 from fflearn.errors import ShapeError, SpecError
 from fflearn.layers.block import Block
 from fflearn.topology import Node, Residual, Sequential, flatten, map_leaves, shapes, spec_of
+from fflearn.zoo import NETWORKS
 
 STRUCTURE = ("residual", "block")
 
@@ -66,27 +67,32 @@ class Network:
         return [in_shape if s < 0 else at[s] for s in first]
 
     def n_params(self, in_shape: tuple[int, ...]) -> int:
-        """Number of parameters for samples of this shape."""
+        """Number of parameters for samples of this shape, running statistics not counted."""
         import numpy as np
 
         from fflearn.random import Key
 
         drawn = (
-            layer.init(Key(0), shape, np.float32)
+            (layer.buffers, layer.init(Key(0), shape, np.float32))
             for layer, shape in zip(self.leaves, self.input_shapes(in_shape), strict=True)
         )
-        return sum(math.prod(a.shape) for p in drawn for a in p.values())
+        return sum(
+            math.prod(a.shape) for buffers, p in drawn for n, a in p.items() if n not in buffers
+        )
 
 
-def network(spec: str | Network | Sequential | list[Any]) -> Network:
+def network(spec: str | Network | Sequential | list[Any], n_classes: int = 10) -> Network:
     """A network from its spec string, or from layers.
 
     ``|`` joins layers; ``residual(body)`` adds its input, ``residual(body; skip)`` the skip's
-    output; ``block(...)`` makes one unit of locality of its layers.
+    output; ``block(...)`` makes one unit of locality of its layers.  The name of a network in
+    `fflearn.zoo` stands for its layers; a number after it is its number of classes.
 
     Parameters
     ----------
     spec : str, Network, Sequential or list of layers
+    n_classes : int
+        Classes of a network given by name, where no number follows the name.
 
     Raises
     ------
@@ -97,6 +103,8 @@ def network(spec: str | Network | Sequential | list[Any]) -> Network:
     --------
     >>> network("dense 512 relu norm=rms | dense 10").spec()
     'dense 512 relu norm=rms | dense 10'
+    >>> network("resnet20 100").n_params((32, 32, 3))
+    278324
     """
     if isinstance(spec, Network):
         return spec
@@ -110,7 +118,7 @@ def network(spec: str | Network | Sequential | list[Any]) -> Network:
             f'Type for instance: "dense 64 relu | dense 10"'
         )
     tokens = re.findall(r"[|;()]|[^\s|;()]+", spec)
-    reader = _Reader(spec, tokens)
+    reader = _Reader(spec, tokens, n_classes)
     body = reader.chain()
     if reader.tokens:
         raise SpecError(f"{spec!r} has {reader.tokens[0]!r} where '|' or the end should be.")
@@ -120,8 +128,8 @@ def network(spec: str | Network | Sequential | list[Any]) -> Network:
 class _Reader:
     """Recursive descent over the tokens of a spec string."""
 
-    def __init__(self, spec: str, tokens: list[str]):
-        self.spec, self.tokens, self.count = spec, tokens, 0
+    def __init__(self, spec: str, tokens: list[str], n_classes: int):
+        self.spec, self.tokens, self.count, self.n_classes = spec, tokens, 0, n_classes
 
     def _take(self, token: str) -> None:
         if not self.tokens or self.tokens[0] != token:
@@ -130,13 +138,14 @@ class _Reader:
         self.tokens.pop(0)
 
     def chain(self) -> Sequential:
-        items = [self.item()]
+        items = list(self.items())
         while self.tokens and self.tokens[0] == "|":
             self.tokens.pop(0)
-            items.append(self.item())
+            items += self.items()
         return Sequential(tuple(items))
 
-    def item(self) -> Any:
+    def items(self) -> tuple[Any, ...]:
+        """One layer or structure; the layers of a network given by name."""
         if not self.tokens or self.tokens[0] in "|;()":
             raise SpecError(
                 f"{self.spec!r} has no layer at position {self.count}. "
@@ -144,20 +153,31 @@ class _Reader:
             )
         word = self.tokens.pop(0)
         if word in STRUCTURE:
-            return self.structure(word)
+            return (self.structure(word),)
         words = []
         while self.tokens and self.tokens[0] not in "|;()":
             words.append(self.tokens.pop(0))
         position, self.count = self.count, self.count + 1
+        if word in NETWORKS:
+            return self.named(word, words)
         known = [k for k in layers.names() if k not in STRUCTURE]
         if word not in known:
-            near = difflib.get_close_matches(word, [*known, *STRUCTURE], 1)
+            near = difflib.get_close_matches(word, [*known, *STRUCTURE, *NETWORKS], 1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
             raise SpecError(f"layer {position} is of the unknown kind {word!r}. {hint}")
         try:
-            return layers.from_words(word, words)
+            return (layers.from_words(word, words),)
         except SpecError as e:
             raise SpecError(f"layer {position} ({' '.join([word, *words])!r}): {e}") from None
+
+    def named(self, word: str, words: list[str]) -> tuple[Any, ...]:
+        classes = words or [str(self.n_classes)]
+        if len(classes) > 1 or not classes[0].isdecimal() or int(classes[0]) < 1:
+            raise SpecError(
+                f"{word!r} takes a number of classes and no more; got {' '.join(words)!r}. "
+                f"Type for instance: {word} 10"
+            )
+        return network(NETWORKS[word](int(classes[0]))).body.items
 
     def structure(self, word: str) -> Any:
         self._take("(")

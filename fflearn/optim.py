@@ -63,9 +63,12 @@ class Schedule:
 
 def _number(text: str, spec: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise SpecError(f"schedule {spec!r} needs a number where it has {text!r}.") from None
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise SpecError(f"schedule {spec!r} needs a number from 0 on where it has {text!r}.")
+    return value
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         decays = self.weight_decay if isinstance(self.weight_decay, tuple) else (self.weight_decay,)
+        if not decays:
+            raise SpecError(f"{self.name} needs a weight_decay, or one per epoch; got none.")
         for what, value in [("lr", self.lr), *[("weight_decay", d) for d in decays]]:
             if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise SpecError(f"{self.name} needs {what} to be 0 or more; got {value!r}.")
@@ -134,7 +139,7 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.momentum < 1:
+        if not isinstance(self.momentum, (int, float)) or not 0 <= self.momentum < 1:
             raise SpecError(f"sgd needs a momentum in [0, 1); got {self.momentum!r}.")
 
     def slots(self, name: str, w: np.ndarray) -> dict[str, np.ndarray]:

@@ -135,8 +135,11 @@ class TorchEngine:
         params, optimizer = self._bind(state)
         with self._running():
             optimizer.zero_grad()
-            self._loss_of(params, state, batch).backward()
-        found = [Update({n: t.grad.numpy().copy() for n, t in p.items()}) for p in params]
+            self._loss_of(_apart(params), state, batch).backward()
+        found = [
+            Update({n: t.grad.numpy().copy() for n, t in p.items() if t.requires_grad})
+            for p in params
+        ]
         optimizer.zero_grad()
         return found
 
@@ -165,10 +168,13 @@ class TorchEngine:
         """Tensors and an optimizer on the memory of ``state``, made once for a run."""
         if self._bound is None or self._bound[0] is not state:
             params = [
-                {n: self._torch.from_numpy(a).requires_grad_() for n, a in slots.items()}
-                for slots in state.params
+                {
+                    n: self._torch.from_numpy(a).requires_grad_(n not in layer.buffers)
+                    for n, a in slots.items()
+                }
+                for slots, layer in zip(state.params, self.net.leaves, strict=True)
             ]
-            flat = [t for p in params for t in p.values()]
+            flat = [t for p in params for t in p.values() if t.requires_grad]
             optimizer = self._new_optimizer(self._torch, flat, self.optimizer)
             for p, opt in zip(params, state.opt, strict=True):
                 for name, t in p.items():
@@ -210,8 +216,8 @@ class TorchEngine:
         _, counted = self._twin.step(state.copy(), batch)
         params, _ = self._bind(state)
         with self._torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            self._loss_of(params, state, batch)
-        gradients = sum(a.nbytes for slots in state.params for a in slots.values())
+            self._loss_of(_apart(params), state, batch)
+        gradients = sum(t.nbytes for p in params for t in p.values() if t.requires_grad)
         return replace(counted, peak_bytes=sum(saved.values()) + gradients)
 
     @contextmanager
@@ -226,6 +232,11 @@ class TorchEngine:
     def _tensor(self, a: np.ndarray) -> Any:
         # torch warns of read-only memory, although nothing here writes to a batch.
         return self._torch.from_numpy(a if a.flags.writeable else a.copy())
+
+
+def _apart(params: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same parameters with copies of the buffers, which a forward in training moves."""
+    return [{n: t if t.requires_grad else t.clone() for n, t in p.items()} for p in params]
 
 
 def _torch() -> Any:
@@ -308,7 +319,7 @@ def _graph_conv(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) 
     n = x.reshape(len(x), -1)
     if layer.norm != "none":
         n = _normalize(torch, n, layer.norm)
-    a = _sparse(torch, env.side["adjacency"], x) @ (n @ p["W"])
+    a = _spread(torch, env.side["adjacency"], n @ p["W"])
     return ACTIVATIONS[layer.activation](torch, a + p["b"] if "b" in p else a)
 
 
@@ -316,18 +327,106 @@ def _sage(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any
     n = x.reshape(len(x), -1)
     if layer.norm != "none":
         n = _normalize(torch, n, layer.norm)
-    mean = _sparse(torch, env.side["neighbours"], x)
-    a = n @ p["W_self"] + mean @ (n @ p["W_neigh"])
+    a = n @ p["W_self"] + _spread(torch, env.side["neighbours"], n @ p["W_neigh"])
     return ACTIVATIONS[layer.activation](torch, a + p["b"] if "b" in p else a)
 
 
-def _sparse(torch: Any, matrix: Any, like: Any) -> Any:
-    """A SciPy matrix as torch has it, in the precision of ``like``."""
+def _spread(torch: Any, matrix: Any, rows: Any) -> Any:
+    """matrix @ rows; torch's own sparse tensors have no storage that could be counted."""
     coo = matrix.tocoo()
-    at = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
-    return torch.sparse_coo_tensor(
-        at, torch.from_numpy(coo.data).to(like.dtype), coo.shape, check_invariants=True
+    to, source = (torch.from_numpy(at.astype(np.int64)) for at in (coo.row, coo.col))
+    sent = torch.from_numpy(coo.data).to(rows.dtype)[:, None] * rows[source]
+    return torch.zeros_like(rows).index_add(0, to, sent)
+
+
+def _recurrent(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    cell, zx, found = CELLS[layer.kind], x @ p["Wx"] + p["b"], []
+    h = c = x.new_zeros(len(x), layer.units)
+    for at in range(x.shape[1]):
+        if layer.credit == "step":
+            h, c = h.detach(), c.detach()
+        seen = h.detach() if layer.credit == "eprop" else h
+        zh = seen @ p["Wh"]
+        if layer.credit == "eprop" and zh.shape == h.shape:  # a self-connection is an own path
+            zh = zh + (h - seen) * p["Wh"].diagonal().detach()
+        h, c = cell(torch, layer, zx[:, at], zh, h, c)
+        found.append(h)
+    return h if layer.last else torch.stack(found, 1)
+
+
+def _rnn(torch: Any, layer: Any, zx: Any, zh: Any, h: Any, c: Any) -> Any:
+    return ACTIVATIONS[layer.activation](torch, zx + zh), c
+
+
+def _gru(torch: Any, layer: Any, zx: Any, zh: Any, h: Any, c: Any) -> Any:
+    (xr, xu, xn), (hr, hu, hn) = zx.chunk(3, 1), zh.chunk(3, 1)
+    u = torch.sigmoid(xu + hu)
+    return (1 - u) * torch.tanh(xn + torch.sigmoid(xr + hr) * hn) + u * h, c
+
+
+def _lstm(torch: Any, layer: Any, zx: Any, zh: Any, h: Any, c: Any) -> Any:
+    i, f, g, o = (zx + zh).chunk(4, 1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def _conv(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    if layer.norm != "none":
+        x = _normalize(torch, x.flatten(1), layer.norm).reshape(x.shape)
+    a = torch.nn.functional.conv2d(
+        x.permute(0, 3, 1, 2),
+        p["W"].permute(3, 2, 0, 1),
+        p.get("b"),
+        layer.stride,
+        layer.kernel // 2 if layer.padding == "same" else int(layer.padding),
+        groups=layer.groups,
     )
+    return ACTIVATIONS[layer.activation](torch, a.permute(0, 2, 3, 1))
+
+
+def _act(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    return ACTIVATIONS[layer.activation](torch, x)
+
+
+def _max_pool(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    pool = torch.nn.functional.max_pool2d
+    return pool(x.permute(0, 3, 1, 2), layer.size, layer.stride or None).permute(0, 2, 3, 1)
+
+
+def _avg_pool(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    if not layer.size:
+        return x.flatten(1, -2).mean(1)
+    pool = torch.nn.functional.avg_pool2d
+    return pool(x.permute(0, 3, 1, 2), layer.size, layer.stride or None).permute(0, 2, 3, 1)
+
+
+def _dropout(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    mask = layer.mask(x, env)  # the same key as ours: the same mask
+    return x if mask is None else torch.where(torch.from_numpy(mask), x / (1 - layer.rate), 0)
+
+
+def _batch_norm(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    """In training it moves the buffers in place, as torch does: `_apart` guards the state."""
+    moving = p["mean"].detach(), p["var"].detach()
+    rows = x.reshape(-1, x.shape[-1])
+    a = torch.batch_norm(rows, p["g"], p["b"], *moving, env.train, 0.1, layer.eps, False)
+    return ACTIVATIONS[layer.activation](torch, a.reshape(x.shape))
+
+
+def _layer_norm(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    a = torch.nn.functional.layer_norm(x, x.shape[-1:], p["g"], p["b"], layer.eps)
+    return ACTIVATIONS[layer.activation](torch, a)
+
+
+def _rms_norm(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    a = p["g"] * x * torch.rsqrt((x * x).mean(-1, keepdim=True) + layer.eps)
+    return ACTIVATIONS[layer.activation](torch, a)
+
+
+def _group_norm(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    norm = torch.nn.functional.group_norm
+    a = norm(x.movedim(-1, 1), layer.groups, p["g"], p["b"], layer.eps).movedim(1, -1)
+    return ACTIVATIONS[layer.activation](torch, a)
 
 
 def _normalize(torch: Any, x: Any, kind: str) -> Any:
@@ -372,13 +471,25 @@ def _adamw(torch: Any, params: Any, o: Any) -> Any:
 
 
 Function = Callable[..., Any]
+CELLS: dict[str, Function] = {"gru": _gru, "lstm": _lstm, "rnn": _rnn}
 LAYERS: dict[str, Function] = {
+    **{kind: _recurrent for kind in CELLS},
+    "act": _act,
     "attention": _attention,
+    "avg_pool": _avg_pool,
+    "batch_norm": _batch_norm,
     "block": _block,
+    "conv": _conv,
     "dense": _dense,
+    "dropout": _dropout,
     "embed": _embed,
+    "flatten": lambda torch, layer, p, x, env: x.flatten(1),
     "graph_conv": _graph_conv,
+    "group_norm": _group_norm,
+    "layer_norm": _layer_norm,
+    "max_pool": _max_pool,
     "position": _position,
+    "rms_norm": _rms_norm,
     "sage": _sage,
 }
 ACTIVATIONS: dict[str, Function] = {

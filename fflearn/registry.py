@@ -62,7 +62,6 @@ def _entry_points() -> dict[str, Any]:
     return {e.name: e for e in entry_points(group="fflearn.rules")}
 
 
-@cache
 def rule_class(name: str) -> type[Rule]:
     """The class of a rule by name, short name or path to a Python file.
 
@@ -72,7 +71,9 @@ def rule_class(name: str) -> type[Rule]:
         Unknown, with the nearest known names; or a file without exactly one rule.
     """
     if name.endswith(".py"):
-        return _from_file(Path(name))
+        path = Path(name).resolve()
+        changed = path.stat().st_mtime_ns if path.is_file() else 0
+        return _from_file(path, changed)
     full = short_names().get(name, name)
     if full in rules.names():
         return _only_rule(import_module(f"fflearn.rules.{full}"), full)
@@ -94,7 +95,9 @@ def short_names() -> dict[str, str]:
     }
 
 
-def _from_file(path: Path) -> type[Rule]:
+@cache
+def _from_file(path: Path, changed: int) -> type[Rule]:
+    """The rule in a file, read once for every state of the file."""
     if not path.is_file():
         raise SpecError(f"there is no rule file {path}.")
     # A name of its own, so that a file called like an installed module does not replace it.
@@ -151,6 +154,7 @@ def build(variant: Variant) -> Rule:
     """The rule of a variant; SpecError names an unknown parameter and the known ones."""
     kind = rule_class(variant.name)
     known = {f.name: f for f in fields(kind)}
+    params = dict(variant.params)
     for name, value in variant.params.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -158,18 +162,22 @@ def build(variant: Variant) -> Rule:
             has = ", ".join(known) or "none"
             raise SpecError(f"{variant.name} has no parameter {name!r} (it has: {has}).{hint}")
         default = known[name].default
+        if value is None and isinstance(default, str):
+            params[name] = value = "none"  # the word, where words are meant: norm=none
         if not _fits(value, default):
             raise SpecError(
                 f"{variant.name} needs {name} like {_text(default)}; got {_text(value)}."
             )
-    return kind(**variant.params)
+    return kind(**params)
 
 
 def _fits(value: Any, default: Any) -> bool:
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(default, bool)
+    if value is None:
+        return default is None
     if isinstance(default, float) or default is None:
-        return value is None or isinstance(value, (int, float))
+        return isinstance(value, (int, float))
     return isinstance(value, type(default))
 
 
@@ -181,12 +189,15 @@ def parse(text: str) -> Variant:
     >>> parse("ff[negatives=hard,peer=0.1]").label
     'forward_forward[negatives=hard,peer=0.1]'
     """
-    match = re.fullmatch(r"\s*([^\[\]@]+?)\s*(?:\[(.*)\])?\s*(?:@\s*([\w./]+))?\s*", text)
+    whole, (text, at, other) = text, text.partition("@")
+    match = re.fullmatch(r"\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*", text)
     if not match:
-        raise SpecError(f"{text!r} is no rule. Type for instance: dfa  or  dfa[scale=2]")
-    name, inside, other = match.groups()
+        raise SpecError(f"{whole!r} is no rule. Type for instance: dfa  or  dfa[scale=2]")
+    name, inside = match.groups()
     params = dict(_assignment(part) for part in inside.split(",") if part) if inside else {}
-    return Variant(_full(name), params, _full(other) if other else "")
+    if at and "@" in other:
+        raise SpecError(f"{whole!r} names more than one network. Type for instance: backprop@ff")
+    return Variant(_full(name), params, parse(other).label if at else "")
 
 
 def _full(name: str) -> str:

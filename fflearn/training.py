@@ -132,12 +132,12 @@ def train(
     >>> run.epoch
     2
     """
-    data = load_data(data)
+    loaded: Any = load_data(data)
     engine = make_engine(
         net,
         rule if isinstance(rule, Rule) else registry.parse(rule),
-        data.in_shape,
-        data.n_classes,
+        loaded.in_shape,
+        loaded.n_classes,
         optimizer=optimizer,
         objective=objective,
         backend=backend,
@@ -146,7 +146,7 @@ def train(
     )
     return fit(
         engine,
-        data,
+        loaded,
         epochs=epochs,
         batch_size=batch_size,
         seed=seed,
@@ -188,12 +188,12 @@ def fit(
     identity = _identity(engine, data, epochs, batches.batch_size, patience)
     run.state.meta |= {"run": identity}
     run.label = label or identity["rule"]
+    first, _ = _rehearsed(run, batches)  # a mistake shows before a file is made
     with _Files(out, save_every_seconds) as files:
         files.resume(run)
-        if run.finished:
-            run.ledger = _rehearsed(run, batches)[1]
-        else:
-            _warm_up(run, batches)
+        second, run.ledger = _rehearsed(run, batches)
+        if not run.finished:
+            run.compile_seconds += max(0.0, first - second)
         with _bar(run, batches, quiet) as bar:
             while not run.finished:
                 _epoch(run, batches, bar)
@@ -268,15 +268,8 @@ def score(engine: Any, state: State, data: Any, by: str = "") -> dict[str, float
     return data.score(lambda x, side=None: engine.predict(state, x, by, side=side))
 
 
-def _warm_up(run: Progress, batches: Any) -> None:
-    """Compile before training, so that it is not in the training time."""
-    first, _ = _rehearsed(run, batches)
-    second, run.ledger = _rehearsed(run, batches)
-    run.compile_seconds += max(0.0, first - second)
-
-
 def _rehearsed(run: Progress, batches: Any) -> tuple[float, Ledger]:
-    """A step on a copy of the state: its seconds, and what crossed layer boundaries."""
+    """A step on a copy of the state, the first of which compiles: its seconds, its ledger."""
     batch = batches.batch(0)
     state, start = run.state.copy(), time.perf_counter()
     with np.errstate(all="ignore"):

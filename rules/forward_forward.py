@@ -62,7 +62,7 @@ class ForwardForward(Rule):
         Whether there is a softmax head; without, prediction is by goodness alone.
     head_lr, head_weight_decay : float
         Factors on the optimizer's settings for the head.
-    schedule : str
+    order : str
         "simultaneous", or "greedy": one layer after the other, each for its part of the run.
 
     Notes
@@ -87,7 +87,7 @@ class ForwardForward(Rule):
     head: bool = True
     head_lr: float = 1.0
     head_weight_decay: float = 1.0
-    schedule: str = "simultaneous"
+    order: str = "simultaneous"
 
     channels: ClassVar = frozenset({Channel.PHASE})
     short: ClassVar = ("ff",)
@@ -97,21 +97,21 @@ class ForwardForward(Rule):
     def __post_init__(self) -> None:
         if self.goodness not in KINDS:
             raise SpecError(f"forward_forward needs goodness to be one of {', '.join(KINDS)}.")
-        if self.schedule not in ("simultaneous", "greedy"):
+        if self.order not in ("simultaneous", "greedy"):
             raise SpecError(
-                f"forward_forward needs schedule simultaneous or greedy; got {self.schedule!r}."
+                f"forward_forward needs order simultaneous or greedy; got {self.order!r}."
             )
         if self.draw.needs_head and not self._head_learns_along:
             raise SpecError(
                 f"negatives={self.negatives} are drawn from the head as it learns: they need "
-                f"head=true and schedule=simultaneous."
+                f"head=true and order=simultaneous."
             )
         if self.theta is None:
             threshold(self.norm, self.goodness, 1)
 
     @property
     def _head_learns_along(self) -> bool:
-        return self.head and self.schedule == "simultaneous"
+        return self.head and self.order == "simultaneous"
 
     @property
     def draw(self) -> Any:
@@ -178,7 +178,7 @@ class ForwardForward(Rule):
 
     def variant(self, progress: float, layers: tuple[LayerSpec, ...]) -> int | None:
         """Greedy: which layer learns now; the head comes last and counts as one."""
-        if self.schedule == "simultaneous":
+        if self.order == "simultaneous":
             return None
         stages = sum(not self.is_head(s) for s in layers) + self.head
         return min(int(progress * stages), stages - 1)

@@ -5,6 +5,7 @@
 DataSet('digits', 1438 train, 359 test, in_shape=(8, 8, 1), n_classes=10)
 """
 
+import dataclasses
 import difflib
 import functools
 import os
@@ -14,16 +15,27 @@ from typing import Any
 
 import numpy as np
 
-from fflearn.data import arrays, cifar, digits, idx, planetoid, tables, text
+from fflearn.data import arrays, cifar, digits, idx, planetoid, sequences, tables, text
 from fflearn.data.batches import Batches
 from fflearn.data.dataset import DataSet
 from fflearn.data.graphs import GraphData
+from fflearn.data.sequences import CopyTask
 from fflearn.data.text import TextData
 from fflearn.errors import DataError
 
-__all__ = ["Batches", "DataSet", "GraphData", "TextData", "load", "load_data", "load_samples", "names"]
+__all__ = [
+    "Batches",
+    "CopyTask",
+    "DataSet",
+    "GraphData",
+    "TextData",
+    "load",
+    "load_data",
+    "load_samples",
+    "names",
+]
 
-_NAMED: dict[str, Callable[[bool], DataSet | TextData | GraphData]] = {
+_NAMED: dict[str, Callable[[bool], DataSet | TextData | GraphData | CopyTask]] = {
     "digits": lambda download: digits.load(),
     "mnist": functools.partial(idx.load, "mnist"),
     "fashion-mnist": functools.partial(idx.load, "fashion-mnist"),
@@ -31,6 +43,9 @@ _NAMED: dict[str, Callable[[bool], DataSet | TextData | GraphData]] = {
     "cifar10": cifar.load,
     "shakespeare": text.load_shakespeare,
     **{name: functools.partial(planetoid.load, name) for name in planetoid.NAMES},
+    "copy": lambda download: CopyTask(),
+    "row-digits": sequences.load_row_digits,
+    "row-mnist": sequences.load_row_mnist,
 }
 _FILES: dict[str, Callable[[Path], DataSet | TextData]] = {
     ".csv": tables.load,
@@ -44,14 +59,18 @@ def names() -> tuple[str, ...]:
     return tuple(_NAMED)
 
 
-def load(spec: str | os.PathLike | tuple | DataSet | TextData | GraphData, *, download: bool = True) -> Any:
+def load(
+    spec: str | os.PathLike | tuple | DataSet | TextData | GraphData | CopyTask,
+    *,
+    download: bool = True,
+) -> Any:
     """Load a data set.
 
     Parameters
     ----------
     spec : str, path, tuple of arrays, DataSet or TextData
-        A name ("digits", "mnist", "fashion-mnist", "kmnist", "cifar10", "shakespeare"), the path
-        of a .csv or .npz file, or of a .txt file to learn to write like, (x, y) or (x_train,
+        A name ("digits", "mnist", "fashion-mnist", "kmnist", "cifar10", "shakespeare"), or
+        one of images and how to move them about ("cifar10+flip_crop", "mnist+crop"), the path of a .csv or .npz file, or of a .txt file to learn to write like, (x, y) or (x_train,
         y_train, x_test, y_test), or a DataSet or TextData, returned as it is.
     download : bool, default True
         Whether the official files may be downloaded.  Before that they are looked for in the
@@ -73,7 +92,7 @@ def load(spec: str | os.PathLike | tuple | DataSet | TextData | GraphData, *, do
     >>> load(([[0.0], [0.1], [0.9], [1.0]], ["no", "no", "yes", "yes"])).classes
     ('no', 'yes')
     """
-    if isinstance(spec, DataSet | TextData | GraphData):
+    if isinstance(spec, DataSet | TextData | GraphData | CopyTask):
         return spec
     if isinstance(spec, tuple):
         return arrays.from_arrays(spec)
@@ -84,6 +103,9 @@ def load(spec: str | os.PathLike | tuple | DataSet | TextData | GraphData, *, do
         )
     if spec in _NAMED:
         return _NAMED[spec](download)
+    name, plus, how = str(spec).partition("+")
+    if plus and name in _NAMED:
+        return _augmented(_NAMED[name](download), how)
     path = Path(spec).expanduser()
     reader = _FILES.get(path.suffix.lower())
     if reader is None:
@@ -120,6 +142,12 @@ def load_samples(path: str | os.PathLike, n_features: int) -> np.ndarray:
     if path.suffix.lower() == ".csv":
         return tables.load_samples(path, n_features)
     return arrays.load_samples(path)
+
+
+def _augmented(data: Any, how: str) -> DataSet:
+    if not isinstance(data, DataSet):
+        raise DataError(f"augment needs images; {data.name} has none. Type {data.name}.")
+    return dataclasses.replace(data, name=f"{data.name}+{how}", augment=how or "nothing")
 
 
 def _unknown(spec: str) -> DataError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fflearn.base import Batch
+from fflearn.data.augment import Augment
 from fflearn.errors import DataError
 from fflearn.random import Key
 
@@ -62,6 +63,7 @@ class Batches:
         self.steps_per_epoch = -(-n // self.batch_size)
         self._one_hot = np.eye(data.n_classes, dtype=np.float32)
         self._key = Key(seed).fold("order")
+        self._augment = Augment(data.augment, seed, n) if data.augment else None
         self._cached: tuple[int, np.ndarray] | None = None
 
     def order(self, epoch: int) -> np.ndarray:
@@ -84,4 +86,7 @@ class Batches:
             raise DataError(f"Batches.batch needs a step of 0 or more; got {step}. Type 0.")
         epoch, i = divmod(step, self.steps_per_epoch)
         chosen = self.order(epoch)[i * self.batch_size : (i + 1) * self.batch_size]
-        return Batch(self.data.x_train[chosen], self._one_hot[self.data.y_train[chosen]])
+        x = self.data.x_train[chosen]
+        if self._augment is not None:
+            x = self._augment(x, epoch, chosen)
+        return Batch(x, self._one_hot[self.data.y_train[chosen]])

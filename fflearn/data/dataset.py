@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import operator
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
+from fflearn.data.augment import AUGMENTATIONS
 from fflearn.data.batches import Batches
 from fflearn.errors import DataError
 from fflearn.random import Key
@@ -40,6 +40,9 @@ class DataSet:
         What a reader of the record should know about the data's origin.
     classes : tuple of str
         Name of each class, or empty.
+    augment : str
+        How batches move the training images about, "crop" or "flip_crop" (see
+        `fflearn.data.augment`); empty leaves them as they are.  `score` never does it.
 
     Attributes
     ----------
@@ -61,6 +64,7 @@ class DataSet:
     n_classes: int
     notes: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    augment: str = ""
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
@@ -76,6 +80,12 @@ class DataSet:
         self._check_together()
 
     def _check_together(self) -> None:
+        if self.augment and (self.augment not in AUGMENTATIONS or len(self.in_shape) != 3):
+            raise DataError(
+                f"augment needs images (N, height, width, channels) and one of "
+                f"{', '.join(AUGMENTATIONS)}; got {self.augment!r} and samples of shape "
+                f"{self.in_shape} in {self.name}. Leave it out."
+            )
         if self.x_train.shape[1:] != self.x_test.shape[1:]:
             raise DataError(
                 f"DataSet needs training and test samples of one shape; got "
@@ -128,18 +138,7 @@ class DataSet:
         dict
             "accuracy"; "balanced_accuracy", the mean over classes; "f1", the mean over classes.
         """
-        from sklearn.metrics import balanced_accuracy_score, f1_score
-
-        y, found = self.y_test, predict(self.x_test).argmax(axis=1)
-        with warnings.catch_warnings():  # a class that is never predicted, or not in a tiny test
-            warnings.simplefilter("ignore")
-            balanced = balanced_accuracy_score(y, found)
-            f1 = f1_score(y, found, average="macro", zero_division=0)
-        return {
-            "accuracy": float((found == y).mean()),
-            "balanced_accuracy": float(balanced),
-            "f1": float(f1),
-        }
+        return scores_of(self.y_test, predict(self.x_test).argmax(axis=1), self.n_classes)
 
     @cached_property
     def sha256(self) -> str:
@@ -182,6 +181,23 @@ class DataSet:
             f"DataSet({self.name!r}, {len(self.x_train)} train, {len(self.x_test)} test, "
             f"in_shape={self.in_shape}, n_classes={self.n_classes})"
         )
+
+
+def scores_of(labels: np.ndarray, found: np.ndarray, n_classes: int) -> dict[str, float]:
+    """Accuracy, balanced accuracy and macro F1 of found labels (N,), over the classes that occur.
+
+    A class counts for the recall where it is a true label, and for F1 where it is one or was
+    found, as in scikit-learn.
+    """
+    table = np.bincount(labels * n_classes + found, minlength=n_classes**2)
+    table = table.reshape(n_classes, n_classes)  # rows: true class, columns: found class
+    right, true, called = np.diag(table), table.sum(axis=1), table.sum(axis=0)
+    some, either = true > 0, true + called > 0
+    return {
+        "accuracy": float(right.sum() / len(labels)),
+        "balanced_accuracy": float((right[some] / true[some]).mean()),
+        "f1": float((2 * right[either] / (true + called)[either]).mean()),
+    }
 
 
 def stratified(y: np.ndarray, share: float, tag: str) -> tuple[np.ndarray, np.ndarray]:

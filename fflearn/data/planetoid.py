@@ -51,12 +51,12 @@ def load(name: str, download: bool = True) -> GraphData:
     classification in network data", AI Magazine 29.
     """
     base = name.removesuffix(RANDOM)
-    x, y, edges, parts = _read(base)
+    x, y, edges, (train, validation, test) = _read(base)
     total = x.sum(axis=1, keepdims=True)
     x = np.divide(x, total, out=np.zeros_like(x), where=total != 0)
     if name != base:
-        parts = _random_parts(y)
-    return GraphData(name, x, y, edges, *parts, n_classes=int(y.max()) + 1)
+        train, validation, test = _random_parts(y)
+    return GraphData(name, x, y, edges, train, validation, test, int(y.max()) + 1)
 
 
 def _random_parts(y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from fflearn.errors import BackendUnavailable
+from fflearn.errors import BackendUnavailable, SpecError
 
 if TYPE_CHECKING:
     from fflearn.kernels.reference import Kernels
@@ -32,13 +32,13 @@ def load(name: str) -> "Kernels":
 
     Raises
     ------
-    ValueError
+    SpecError
         The name is not one of `names()`.
     BackendUnavailable
         Something the backend needs is missing; the message says what, and what to type.
     """
     if name not in names():
-        raise ValueError(f"load needs one of {', '.join(names())}; got {name!r}.")
+        raise SpecError(f"load needs one of {', '.join(names())}; got {name!r}.")
     if name not in _BACKENDS:
         raise BackendUnavailable(_no_cuda())
     module, kernels = _BACKENDS[name]

@@ -206,6 +206,68 @@ def logistic(g, phase, theta, temperature, loss, dg):
         dg[i] = slope * ((one if u >= 0 else e) / (one + e))
 
 
+# ---- columns: sums over rows in shares of their own, so that threads do not change the bits --------
+@kernel(parallel=True)
+def _column_sums(x, mean, squares, sums):
+    """sums (shares, N) float64 of x - mean, or of its squares, each over its share of the rows."""
+    for p in prange(len(sums)):
+        total = sums[p]
+        total[:] = 0
+        for i in range(p * len(x) // len(sums), (p + 1) * len(x) // len(sums)):
+            row = x[i]
+            for j in range(row.size):
+                d = row[j] - mean[j]
+                total[j] += d * d if squares else d
+
+
+@kernel()
+def _mean_of(sums, n, out):
+    for j in range(out.size):
+        total = 0.0
+        for p in range(len(sums)):
+            total += sums[p, j]
+        out[j] = total / n
+
+
+@kernel(parallel=True)
+def standardize(x, eps, sums, n, mean, var):
+    """n = (x - mean) / sqrt(var + eps) by column, and the moments (N,)."""
+    mean[:] = 0
+    _column_sums(x, mean, False, sums)
+    _mean_of(sums, len(x), mean)
+    _column_sums(x, mean, True, sums)
+    _mean_of(sums, len(x), var)
+    scale = np.sqrt(var + eps)
+    for p in prange(len(sums)):
+        for i in range(p * len(x) // len(sums), (p + 1) * len(x) // len(sums)):
+            row, to = x[i], n[i]
+            for j in range(to.size):
+                to[j] = (row[j] - mean[j]) / scale[j]
+
+
+@kernel(parallel=True)
+def standardize_vjp(dn, n, scale, sums, dx):
+    """dx = scale (dn - mean(dn) - n mean(dn n)) by column; sums (2, shares, N)."""
+    shares = sums.shape[1]
+    for p in prange(shares):
+        plain, along = sums[0, p], sums[1, p]
+        plain[:] = 0
+        along[:] = 0
+        for i in range(p * len(n) // shares, (p + 1) * len(n) // shares):
+            row, own = dn[i], n[i]
+            for j in range(row.size):
+                plain[j] += row[j]
+                along[j] += row[j] * own[j]
+    means = np.empty((2, scale.size), scale.dtype)
+    _mean_of(sums[0], len(n), means[0])
+    _mean_of(sums[1], len(n), means[1])
+    for p in prange(shares):
+        for i in range(p * len(n) // shares, (p + 1) * len(n) // shares):
+            row, own, to = dn[i], n[i], dx[i]
+            for j in range(to.size):
+                to[j] = scale[j] * (row[j] - means[0, j] - own[j] * means[1, j])
+
+
 # ---- optimizers, flat and in place ----------------------------------------------------------
 @kernel()
 def _sgd_span(w, g, m, lr, momentum, decay):

@@ -34,7 +34,11 @@ def _pad(image, padding, out):
 @kernel()
 def _read(padded, size, stride, i0, i1, width, cols):
     """Patches of output rows i0 .. i1 -> cols (places, K^2 C)."""
-    line, run, step = padded.shape[1] * padded.shape[2], size * padded.shape[2], stride * padded.shape[2]
+    line, run, step = (
+        padded.shape[1] * padded.shape[2],
+        size * padded.shape[2],
+        stride * padded.shape[2],
+    )
     source, to = padded.reshape(-1), cols.reshape(-1)
     for i in range(i0, i1):
         for k in range(size):
@@ -50,7 +54,11 @@ def _read(padded, size, stride, i0, i1, width, cols):
 @kernel()
 def _add(cols, size, stride, i0, i1, width, padded):
     """Add cols to the pixels they were read from: the adjoint of `_read`."""
-    line, run, step = padded.shape[1] * padded.shape[2], size * padded.shape[2], stride * padded.shape[2]
+    line, run, step = (
+        padded.shape[1] * padded.shape[2],
+        size * padded.shape[2],
+        stride * padded.shape[2],
+    )
     source, to = cols.reshape(-1), padded.reshape(-1)
     for i in range(i0, i1):
         for k in range(size):
@@ -121,3 +129,54 @@ def conv_input(da, W, size, stride, padding, dx):
             piece(False, True, rows, W, cols, one, zero, 0, len(rows), 0, n)
             _add(cols, size, stride, i0, i1, width, padded)
         dx[image] = padded[padding : padding + h, padding : padding + w]
+
+
+# ---- stride 1: no patches are laid out ------------------------------------------------------------
+# In the flattened padded image, the pixels that all places have at one tap are consecutive rows,
+# if places may run on into the border: one product per tap reads them where they are.
+
+
+@kernel(parallel=True)
+def conv_taps(x, W, b, size, padding, out):
+    """As `conv` with stride 1."""
+    (h, w, c), (height, width, units) = x.shape[1:], out.shape[1:]
+    line, one = w + 2 * padding, out.dtype.type(1)
+    for image in prange(len(x)):
+        padded = np.zeros((h + 2 * padding + 1, line, c), x.dtype)
+        _pad(x[image], padding, padded)
+        pixels = padded.reshape(-1, c)
+        wide = np.zeros((height * line, units), out.dtype)
+        if b.size > 0:
+            for r in range(len(wide)):
+                for u in range(units):
+                    wide[r, u] = b[u]
+        for k in range(size * size):
+            start = k // size * line + k % size
+            tap = W[k * c : (k + 1) * c]
+            piece(False, False, pixels[start:], tap, wide, one, one, 0, len(wide), 0, units)
+        for i in range(height):
+            for j in range(width):
+                for u in range(units):
+                    out[image, i, j, u] = wide[i * line + j, u]
+
+
+@kernel(parallel=True)
+def conv_weights_taps(x, da, scale, size, padding, parts):
+    """As `conv_weights` with stride 1."""
+    (h, w, c), (height, width, units) = x.shape[1:], da.shape[1:]
+    line, one = w + 2 * padding, parts.dtype.type(1)
+    for p in prange(len(parts)):
+        parts[p] = 0
+        padded = np.zeros((h + 2 * padding + 1, line, c), x.dtype)
+        pixels = padded.reshape(-1, c)
+        wide = np.zeros((height * line, units), da.dtype)
+        for image in range(p * len(x) // len(parts), (p + 1) * len(x) // len(parts)):
+            _pad(x[image], padding, padded)
+            for i in range(height):
+                for j in range(width):
+                    for u in range(units):
+                        wide[i * line + j, u] = da[image, i, j, u]
+            for k in range(size * size):
+                start = k // size * line + k % size
+                rows, to = pixels[start : start + len(wide)], parts[p, k * c : (k + 1) * c]
+                piece(True, False, rows, wide, to, scale, one, 0, c, 0, units)

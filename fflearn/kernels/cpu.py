@@ -9,6 +9,7 @@ are reordered, so n-term sums differ by about sqrt(n) roundings; exp and log dif
 two; everything else has the same bits.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,9 +17,10 @@ import numba
 import numpy as np
 
 from fflearn import random
-from fflearn.kernels import compiled, draws
+from fflearn.kernels import compiled, convolution, draws
 from fflearn.kernels.blas import gemm
 from fflearn.kernels.jit import CONFIG
+from fflearn.kernels.patches import out_size
 from fflearn.kernels.reference import EPS, Array, Kernels, Product, _real, adam_scales
 from fflearn.kernels.threads import one_blas_thread
 
@@ -105,6 +107,70 @@ class CpuKernels(Kernels):
         out = np.empty(da.shape[1], da.dtype)
         compiled.colmean(_plain(da), _real(n, da), out)
         return out
+
+    # ---- convolutions -----------------------------------------------------------------------
+    def conv(self, x: Array, W: Array, b: Array | None, stride: int, padding: int) -> Array:
+        shape = _conv_shape(x, W, stride, padding)
+        if not shape or (b is not None and b.shape != shape[3:]):
+            return super().conv(x, W, b, stride, padding)
+        out = np.empty(shape, x.dtype)
+        bias = np.empty(0, x.dtype) if b is None else _plain(b, x.dtype)
+        plain = _plain(x), _plain(W).reshape(-1, W.shape[3]), bias
+        if _by_taps(x, stride):
+            convolution.conv_taps(*plain, len(W), padding, out)
+        else:
+            convolution.conv(*plain, len(W), stride, padding, out)
+        return out
+
+    def conv_weights(
+        self, x: Array, da: Array, n: float, shape: tuple[int, ...], stride: int, padding: int
+    ) -> Array:
+        like = np.broadcast_to(_real(0, x), shape)
+        if _conv_shape(x, like, stride, padding) != da.shape or da.dtype != x.dtype:
+            return super().conv_weights(x, da, n, shape, stride, padding)
+        # Shares of the samples are summed apart, however many threads there are.
+        parts = np.empty((min(len(x), convolution.PARTS), math.prod(shape[:3]), shape[3]), x.dtype)
+        plain = _plain(x), _plain(da), _real(1 / n, x), shape[0]
+        if _by_taps(x, stride):
+            convolution.conv_weights_taps(*plain, padding, parts)
+        else:
+            convolution.conv_weights(*plain, stride, padding, parts)
+        return parts.sum(0).reshape(shape)
+
+    def conv_input(
+        self, da: Array, W: Array, in_shape: tuple[int, ...], stride: int, padding: int
+    ) -> Array:
+        out = np.empty((len(da), *in_shape), da.dtype)
+        if _conv_shape(out, W, stride, padding) != da.shape:
+            return super().conv_input(da, W, in_shape, stride, padding)
+        if stride == 1 and padding < len(W):
+            # Each pixel gathers from the places that read it: a convolution with W turned round.
+            turned = W[::-1, ::-1].swapaxes(2, 3)
+            return self.conv(da, turned, None, 1, len(W) - 1 - padding)
+        flat = _plain(W).reshape(-1, W.shape[3])
+        convolution.conv_input(_plain(da), flat, len(W), stride, padding, out)
+        return out
+
+    # ---- columns ----------------------------------------------------------------------------
+    def standardize(
+        self, x: Array, axis: int, eps: float, center: bool = True
+    ) -> tuple[Array, Array, Array]:
+        if not _fast(x) or axis or not center:
+            return super().standardize(x, axis, eps, center)
+        n, sums = np.empty(x.shape, x.dtype), np.empty((convolution.PARTS, x.shape[1]))
+        mean, var = np.empty((2, 1, x.shape[1]), x.dtype)
+        compiled.standardize(_plain(x), _real(eps, x), sums, n, mean[0], var[0])
+        return n, mean, var
+
+    def standardize_vjp(
+        self, dn: Array, n: Array, var: Array, axis: int, eps: float, center: bool = True
+    ) -> Array:
+        if not _fast(n) or not _alike(dn, n) or axis or not center:
+            return super().standardize_vjp(dn, n, var, axis, eps, center)
+        dx, sums = np.empty(n.shape, n.dtype), np.empty((2, convolution.PARTS, n.shape[1]))
+        scale = 1 / np.sqrt(var[0] + _real(eps, n))
+        compiled.standardize_vjp(_plain(dn), _plain(n), scale, sums, dx)
+        return dx
 
     # ---- rows -------------------------------------------------------------------------------
     def act_vjp(self, dy: Array, a: Array, y: Array, kind: str) -> Array:
@@ -252,6 +318,20 @@ def _alike(*arrays: Array) -> bool:
         if a.dtype != dtype or a.shape != shape:
             return False
     return True
+
+
+def _conv_shape(x: Array, W: Array, stride: int, padding: int) -> tuple[int, ...]:
+    """Shape of x W where a compiled convolution covers it: not in groups; else ()."""
+    if x.ndim != 4 or W.ndim != 4 or x.dtype != W.dtype or x.dtype.char not in "fd":
+        return ()
+    high, wide = (out_size(n, len(W), stride, padding) for n in x.shape[1:3])
+    fits = W.shape[0] == W.shape[1] and W.shape[2] == x.shape[3] and min(high, wide) > 0
+    return (len(x), high, wide, W.shape[3]) if fits and x.size and W.size else ()
+
+
+def _by_taps(x: Array, stride: int) -> bool:
+    """Whether a product per tap beats laying patches out: they are thin for a few channels."""
+    return stride == 1 and x.shape[3] >= 8
 
 
 def _updatable(w: Array, g: Array | Product, *buffers: Array | None) -> bool:

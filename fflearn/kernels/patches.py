@@ -63,9 +63,7 @@ def conv_weights(
     return np.moveaxis(g, 0, 1).reshape(kernel, kernel, c, da.shape[3])
 
 
-def conv_input(
-    da: Array, W: Array, in_shape: tuple[int, ...], stride: int, padding: int
-) -> Array:
+def conv_input(da: Array, W: Array, in_shape: tuple[int, ...], stride: int, padding: int) -> Array:
     """da W^T, added up where patches overlap: (B, OH, OW, units) -> (B, *in_shape)."""
     w = _matrices(W, in_shape[2])
     own = np.moveaxis(da.reshape(-1, len(w), w.shape[2]), 1, 0)
@@ -78,7 +76,7 @@ def conv_input(
 def max_pool(x: Array, size: int, stride: int) -> tuple[Array, Array]:
     """The largest pixel of each patch, and its tap: the first, where several are as large."""
     first, *others = taps(x, size, stride)
-    y, tap = first, np.zeros_like(first, dtype=np.min_scalar_type(size * size))
+    y, tap = first, np.zeros_like(first, dtype=np.min_scalar_type(size * size - 1))
     for t, pixel in enumerate(others, 1):
         tap = np.where(pixel > y, tap.dtype.type(t), tap)
         y = np.maximum(y, pixel)  # not `where`: NaN passes through

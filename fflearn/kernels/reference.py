@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fflearn import random
+from fflearn.kernels import patches
 from fflearn.kernels.threads import one_blas_thread
 
 Array = NDArray
@@ -81,6 +82,24 @@ class Kernels:
         """Sum of the rows over n: (R, n_out) -> (n_out,)."""
         return da.sum(0) / _real(n, da)
 
+    # ---- convolutions -----------------------------------------------------------------------
+    def conv(self, x: Array, W: Array, b: Array | None, stride: int, padding: int) -> Array:
+        """(B, H, W, C) -> (B, OH, OW, units), W (K, K, C / groups, units): `patches.conv`."""
+        return patches.conv(x, W, b, stride, padding)
+
+    def conv_weights(
+        self, x: Array, da: Array, n: float, shape: tuple[int, ...], stride: int, padding: int
+    ) -> Array:
+        """Gradient by W, of ``shape``: the sum over samples and places, over n."""
+        groups = x.shape[3] // shape[2]
+        return patches.conv_weights(x, da, n, shape[0], stride, padding, groups)
+
+    def conv_input(
+        self, da: Array, W: Array, in_shape: tuple[int, ...], stride: int, padding: int
+    ) -> Array:
+        """The adjoint of `conv` in x: (B, OH, OW, units) -> (B, *in_shape)."""
+        return patches.conv_input(da, W, in_shape, stride, padding)
+
     # ---- activations ------------------------------------------------------------------------
     def act(self, a: Array, kind: str) -> Array:
         """y = act(a), elementwise; gelu is the exact a Phi(a)."""
@@ -139,6 +158,37 @@ class Kernels:
     def normalize_jvp(self, dx: Array, x: Array, n: Array, kind: str) -> Array:
         """dn for a tangent dx: the Jacobian of `normalize` is symmetric, so this is its vjp."""
         return self.normalize_vjp(dx, x, n, kind)
+
+    def standardize(
+        self, x: Array, axis: int, eps: float, center: bool = True
+    ) -> tuple[Array, Array, Array]:
+        """n = (x - mean) / sqrt(var + eps) over an axis of x (R, N); without center, mean is 0.
+
+        Returns
+        -------
+        n : Array (R, N)
+        mean, var : Array (1, N) or (R, 1)
+            var is biased: the mean of (x - mean)^2.
+        """
+        # Sums of float32 columns lose digits with every row: they are taken in float64.
+        mean = x.mean(axis, np.float64, keepdims=True).astype(x.dtype)
+        if not center:
+            mean = np.zeros_like(mean)
+        n = x - mean
+        var = (n * n).mean(axis, np.float64, keepdims=True).astype(x.dtype)
+        return n / np.sqrt(var + _real(eps, x)), mean, var
+
+    def standardize_vjp(
+        self, dn: Array, n: Array, var: Array, axis: int, eps: float, center: bool = True
+    ) -> Array:
+        """dx = (dn - mean(dn) - n mean(dn n)) / sqrt(var + eps), all (R, N).
+
+        The Jacobian is symmetric: for a tangent dx in place of dn this is the tangent of n.
+        """
+        d = dn - n * (dn * n).mean(axis, keepdims=True)
+        if center:
+            d = d - dn.mean(axis, keepdims=True)
+        return d / np.sqrt(var + _real(eps, n))
 
     # ---- losses -----------------------------------------------------------------------------
     def softmax(self, z: Array) -> Array:

@@ -14,7 +14,7 @@ M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 LOW, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 ONE, TWO, FIVE, SIX = np.uint64(1), np.uint64(2), np.uint64(5), np.uint64(6)
-THREE, EIGHT = np.uint64(3), np.uint64(8)
+EIGHT = np.uint64(8)
 
 F32_UNIT = 2.0**-24
 F64_UNIT = 2.0**-53

@@ -48,6 +48,14 @@ class Block(Layer):
         return tuple(f"{i}.{n}" for i, layer in enumerate(self.leaves) for n in layer.weights)
 
     @property
+    def buffers(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(f"{i}.{n}" for i, layer in enumerate(self.leaves) for n in layer.buffers)
+
+    @property
+    def couples_samples(self) -> bool:  # type: ignore[override]
+        return any(layer.couples_samples for layer in self.leaves)
+
+    @property
     def linear(self) -> bool:
         return False
 
@@ -148,6 +156,11 @@ class Block(Layer):
                 else self.leaves[leaf].jvp(k, t.inner[i], value[sources[0]], _own(dp, leaf))
             )
         return value[len(self.nodes) - 1]
+
+    def running(self, k: Any, t: Trace) -> dict[str, Any]:
+        own = [(self.nodes[i].leaf, ti) for i, ti in t.inner.items()]
+        found = [(leaf, self.leaves[leaf].running(k, ti)) for leaf, ti in own]
+        return {f"{leaf}.{n}": a for leaf, moved in found for n, a in moved.items()}
 
 
 def _own(p: Mapping[str, Any], leaf: int | None) -> dict[str, Any]:

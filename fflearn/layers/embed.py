@@ -27,8 +27,9 @@ class Embed(Layer):
     units : int
         Length of each vector.
     std : float
-        Standard deviation of the initial E (vocab, units); 0.02 is that of Radford et al. (2019),
-        "Language models are unsupervised multitask learners" (their code).
+        Standard deviation of the initial E (vocab, units).  1 is the size of what layers with
+        unit-variance weights add to it; the 0.02 of Radford et al. (2019) goes with layers that
+        start as small.
 
     Raises
     ------
@@ -38,7 +39,7 @@ class Embed(Layer):
 
     vocab: int
     units: int
-    std: float = 0.02
+    std: float = 1.0
 
     kind: ClassVar[str] = "embed"
     weights: ClassVar[tuple[str, ...]] = ("E",)
@@ -54,7 +55,7 @@ class Embed(Layer):
 
     @classmethod
     def examples(cls) -> list[tuple[Layer, tuple[int, ...]]]:
-        return [(cls(5, 3), (4,)), (cls(3, 4, std=1.0), (2, 3))]
+        return [(cls(5, 3), (4,)), (cls(3, 4, std=0.5), (2, 3))]
 
     def example_batch(
         self, rng: Any, rows: int, in_shape: tuple[int, ...]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fflearn.base import Env, Trace
-from fflearn.errors import DataError, ShapeError
+from fflearn.errors import DataError, ShapeError, SpecError
 from fflearn.kernels.reference import Product
 from fflearn.layers import Layer
 from fflearn.layers.dense import Dense
@@ -127,8 +127,8 @@ def checked(layer: Any) -> None:
     """The settings that a layer has in common with `dense`, checked there."""
     try:
         as_dense(layer)
-    except Exception as e:
-        raise type(e)(str(e).replace("dense", layer.kind, 1)) from None
+    except SpecError as e:
+        raise SpecError(str(e).replace("dense", layer.kind, 1)) from None
 
 
 def as_dense(layer: Any) -> Dense:

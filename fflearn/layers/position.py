@@ -22,8 +22,10 @@ class Position(Layer):
     Parameters
     ----------
     table : str
-        "learned": P (T, D) is a parameter, initially N(0, 0.02^2) as in Radford et al. (2019).
+        "learned": P (T, D) is a parameter, initially N(0, std^2).
         "sinusoidal": P[t, 2i] = sin(t / 10000^(2i/D)), P[t, 2i+1] = cos of the same, no parameter.
+    std : float
+        Of a learned P at the start; what is much smaller than x is not seen through a norm.
 
     References
     ----------
@@ -31,6 +33,7 @@ class Position(Layer):
     """
 
     table: str = "learned"
+    std: float = 1.0
 
     kind: ClassVar[str] = "position"
     words: ClassVar[tuple[str, ...]] = ("table",)
@@ -40,10 +43,12 @@ class Position(Layer):
             raise SpecError(
                 f"position needs one of {', '.join(TABLES)}; got {self.table!r}. Type position"
             )
+        if not self.std > 0:
+            raise SpecError(f"position needs a std above 0; got {self.std!r}. Leave std out.")
 
     @classmethod
     def examples(cls) -> list[tuple[Layer, tuple[int, ...]]]:
-        return [(cls(), (4, 3)), (cls("sinusoidal"), (3, 5))]
+        return [(cls(std=0.02), (4, 3)), (cls("sinusoidal"), (3, 5))]
 
     @property
     def linear(self) -> bool:
@@ -60,7 +65,8 @@ class Position(Layer):
     def init(self, key: Any, in_shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
         if self.table != "learned":
             return {}
-        return {"P": (key.fold("P").normal(in_shape, dtype) * 0.02).astype(dtype, copy=False)}
+        drawn = key.fold("P").normal(in_shape, dtype) * self.std
+        return {"P": drawn.astype(dtype, copy=False)}
 
     def forward(self, k: Any, p: Mapping[str, Any], x: Any, env: Env, noise: Any = None) -> Trace:
         a = x + (p["P"] if "P" in p else sinusoids(*x.shape[1:]).astype(x.dtype))

@@ -1,69 +1,24 @@
-"""A small data set, a rule from outside, and the command line as a function."""
+"""An empty folder to work in, and the command line as a function."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pytest
+from core_runs import RULE, Said, blobs
 
-from fflearn import cli, registry
-from fflearn.random import Key
-
-ROOT = Path(__file__).resolve().parents[2]
-
-RULE = '''"""A rule from outside."""
-
-from dataclasses import dataclass
-from typing import ClassVar
-
-from fflearn.base import Rule, Update
-
-
-@dataclass(frozen=True)
-class Mine(Rule):
-    """The read-out learns, faster than it should.
-
-    References
-    ----------
-    None.
-    """
-
-    speed: float = 1.0
-    citation: ClassVar = "nobody (never)"
-
-    def step(self, bus, batch):
-        out = bus.readout(bus.forward(batch.x))
-        bus.update(top=out.error)
-        return {"loss": out.loss.mean()}
-
-    def update(self, v, s):
-        if not v.is_output:
-            return Update()
-        return Update(v.param_vjp(v.trace, self.speed * v.act_vjp(v.trace, s.top)))
-'''
-
-
-class Said(NamedTuple):
-    """What a command said."""
-
-    code: int
-    out: str
-    err: str
-
-
-def blobs(n: int = 90) -> tuple[np.ndarray, np.ndarray]:
-    """Three classes around three corners, four features: (n, 4) and (n,)."""
-    y = np.arange(n) % 3
-    return Key(0).fold("blobs").normal((n, 4)) * 0.5 + 2 * np.eye(4, dtype=np.float32)[y], y
+from fflearn import cli
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def unsynced(monkeypatch):
+    """No waiting for the disk: nobody pulls the plug here."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, unsynced):
     """An empty folder to work in, with blobs.csv (72 train, 18 test) and my_rule.py."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FFLEARN_DATA", raising=False)
@@ -71,7 +26,6 @@ def here(tmp_path, monkeypatch):
     rows = [",".join([*(f"{v:.6f}" for v in row), "abc"[k]]) for row, k in zip(x, y, strict=True)]
     Path("blobs.csv").write_text("\n".join(["p,q,r,s,label", *rows, ""]))
     Path("my_rule.py").write_text(RULE)
-    registry.rule_class.cache_clear()  # it keeps "my_rule.py" of another folder
     return tmp_path
 
 
@@ -85,23 +39,3 @@ def say(capsys):
         return Said(code, *capsys.readouterr())
 
     return run
-
-
-def spawn(*words: object, code: str | None = None, **environment: str) -> Said:
-    """Run the command line, or Python code, in a process of its own."""
-    start = ["-m", "fflearn"] if code is None else ["-c", code]
-    done = subprocess.run(
-        [sys.executable, *start, *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        check=False,
-    )
-    return Said(done.returncode, done.stdout, done.stderr)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, by relative path."""
-    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}

@@ -508,6 +508,60 @@ def test_the_peak_by_hand():
     assert least <= found <= least + 8 * (5 * 3 + 3 + 2)
 
 
+@pytest.mark.parametrize(
+    ("hidden", "floats"),
+    [
+        # The second layer: its input 40, its a and y of 70 each; the first layer's are gone.
+        ("dense 40 tanh | dense 70 tanh | dense 20 tanh", 40 + 70 + 70),
+        # The last layer of the body: 30 + 40 + 40, and 40 that wait for the sum.
+        ("dense 40 tanh | residual(dense 30 tanh | dense 40 tanh)", 30 + 40 + 40 + 40),
+    ],
+)
+def test_the_peak_of_learning_while_firing_by_hand(hidden, floats):
+    class Fires(Toy):
+        def step(self, bus, batch):
+            bus.forward(batch.x, update=True)
+            return {"loss": np.zeros(())}
+
+        def update(self, v, s):
+            return Update()
+
+    engine, state, batch = bench(Fires, hidden)
+    assert engine.step(state, batch)[1].peak_bytes == 8 * len(batch.x) * floats
+
+
+@pytest.mark.parametrize(
+    ("hidden", "floats"),
+    [
+        ("dense 40 tanh | dense 70 tanh | dense 20 tanh", 70),
+        ("dense 40 tanh | residual(dense 30 tanh | dense 40 tanh)", 40 + 40),
+    ],
+)
+def test_activity_without_a_trace_is_alive_until_its_last_reader(hidden, floats):
+    class Passes(Toy):
+        def step(self, bus, batch):
+            bus.forward(batch.x)
+            return {"loss": np.zeros(())}
+
+        def forward(self, v, m, s):
+            return m._replace(x=v.forward(m.x).y)
+
+    engine, state, batch = bench(Passes, hidden)
+    assert engine.step(state, batch)[1].peak_bytes == 8 * len(batch.x) * floats
+
+
+def test_messages_are_alive_until_they_are_read():
+    def act(bus, batch, out):
+        bus.feedback(out.error)
+
+    hook = {"feedback": lambda self, v, m: np.zeros((len(m), *v.in_shape))}
+    engine, state, batch = bench(toy(act, Channel.FEEDBACK, **hook))
+    # Traces: the input 11, a and y of 17, 13 and 12, the logits 3; the longest message, 17.
+    floats = 11 + 2 * (17 + 13 + 12) + 3 + 17
+    batch = batch._replace(x=batch.x.copy())  # no view of a longer draw
+    assert engine.step(state, batch)[1].peak_bytes == 8 * len(batch.x) * floats
+
+
 # ---- sample weights -------------------------------------------------------------------------------
 
 
@@ -520,6 +574,9 @@ def test_a_weight_is_a_number_of_repetitions(name, hidden):
     weighted = dict(learned(engine, engine.updates(state, batch._replace(weight=times))))
     for path, g in learned(engine, engine.updates(state, again)):
         np.testing.assert_allclose(weighted[path], g, rtol=1e-12, atol=1e-15, err_msg=path)
+    both = batch._replace(weight=times), again
+    told = [float(engine.step(state.copy(), b)[0]["loss"]) for b in both]
+    assert told[0] == pytest.approx(told[1], rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["backprop", "dfa", "ff[negatives=wrong]"])

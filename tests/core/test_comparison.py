@@ -10,14 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import RULE, blobs, contents
+from core_runs import RULE, blobs, contents
 
 from fflearn import comparison, experiment, registry
 from fflearn.base import Channel
 from fflearn.comparison import compare, default_folder, table
 from fflearn.data import load
-from fflearn.errors import DataError, DivergenceError, FFLearnError, ShapeError, SpecError
+from fflearn.errors import (
+    DataError,
+    DivergenceError,
+    FFLearnError,
+    LocalityError,
+    ShapeError,
+    SpecError,
+)
 from fflearn.experiment import TRIALS, Experiment
+from fflearn.training import FINAL, restored, train
 
 NET = "dense 8 relu | dense 3"
 SMALL = {"data": "blobs.csv", "net": NET, "epochs": 2, "batch_size": 16, "seeds": (0, 1)}
@@ -215,7 +223,6 @@ def test_a_changed_rule_file_is_compared_anew(here):
     few = {**SMALL, "rules": ("my_rule.py",), "seeds": (0,), "optimizer": "sgd"}
     (before,) = compare(out="out", **few)
     Path("my_rule.py").write_text(RULE.replace("self.speed *", "3 * self.speed *"))
-    registry.rule_class.cache_clear()
     (after,) = compare(out="out", **few)
     assert after["curves"]["loss"] != before["curves"]["loss"]
     assert len(list(Path("out/records").iterdir())) == 2
@@ -224,7 +231,7 @@ def test_a_changed_rule_file_is_compared_anew(here):
 @pytest.fixture
 def entry_point(here, monkeypatch):
     """The rule of my_rule.py as an installed package offers it, under the name "installed"."""
-    caches = registry._entry_points, registry.rule_class, registry.short_names
+    caches = registry._entry_points, registry.short_names
     monkeypatch.syspath_prepend(here)
     offered = [EntryPoint("installed", "my_rule:Mine", "fflearn.rules")]
     monkeypatch.setattr(registry, "entry_points", lambda group: offered)
@@ -243,6 +250,12 @@ def test_a_rule_of_an_installed_package_is_listed_and_compared(entry_point, say)
     few = {**SMALL, "rules": ("installed[speed=2]",), "seeds": (0,)}
     (record,) = compare(out="out", **few)
     assert (record["rule"], record["label"]) == ("installed", "installed[speed=2]")
+    run = train(NET, "installed[speed=2]", "blobs.csv", epochs=1, out="run")
+    engine, state = restored(f"run/{FINAL}")
+    assert engine.rule == run.engine.rule and engine.rule.speed == 2
+    x = run.data.x_test
+    assert np.array_equal(engine.predict(state, x), run.engine.predict(run.state, x))
+    assert train(NET, "installed[speed=2]", "blobs.csv", epochs=1, out="run").finished
 
 
 # ---- tuning -------------------------------------------------------------------------------------
@@ -351,6 +364,18 @@ def test_mistakes_show_before_training_and_change_no_file(here, monkeypatch, nam
         compare(**{**SMALL, "out": "out", **changes})
     assert isinstance(caught.value, FFLearnError)
     assert contents(here) == before
+
+
+def test_a_rule_that_breaks_its_word_is_refused_before_another_is_trained(here, monkeypatch):
+    text = RULE.replace("bus.update(top", "bus.update(error=out.error, top")
+    Path("my_rule.py").write_text(text)  # it declares no channel, and uses one
+    refuse_to_train(monkeypatch)
+    with pytest.raises(LocalityError, match="error"):
+        compare(out="out", **{**SMALL, "rules": ("dfa", "my_rule.py")})
+    assert not Path("out").exists()
+    with pytest.raises(LocalityError, match="error"):
+        train(NET, "my_rule.py", "blobs.csv", out="out")
+    assert not Path("out").exists()
 
 
 def test_a_run_that_diverges_is_named_and_finished_ones_stay(here):

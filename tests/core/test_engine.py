@@ -63,7 +63,7 @@ def test_schedules_move_within_an_epoch():
 
 
 def test_the_ledger_is_of_this_shape_of_batch_and_this_stage():
-    engine, state, batch = bench(lambda: rule("ff[schedule=greedy]"))
+    engine, state, batch = bench(lambda: rule("ff[order=greedy]"))
     _, full = engine.step(state, batch)
     _, short = engine.step(state, samples(3, 3))
     assert (full.batch, short.batch) == (7, 3)

@@ -47,6 +47,10 @@ def test_a_label_channel_lights_one_band_of_rows():
     np.testing.assert_array_equal(out[1, :, :, 2], [[3] * 4, [0] * 4, [0] * 4])
 
 
+def test_labels_are_as_strong_as_white_pixels_unless_told():
+    assert {kind().strength for kind in EMBEDDINGS.values()} == {1.0}
+
+
 @pytest.mark.parametrize("name", EMBEDDINGS)
 def test_embeddings_tell_labels_apart_and_leave_the_input_alone(name):
     embed, before = embedding(name, (3, 4, 2), 3, 1.0), IMAGES.copy()

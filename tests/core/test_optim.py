@@ -42,7 +42,7 @@ def test_unknown_schedules_are_told(spec):
 
 @pytest.mark.parametrize("spec", ["step:x:0.5", "step:3:y", "warmup:z+cosine"])
 def test_a_schedules_numbers_are_checked(spec):
-    with pytest.raises(SpecError, match="needs a number where it has '[xyz]'"):
+    with pytest.raises(SpecError, match="needs a number from 0 on where it has '[xyz]'"):
         Schedule(spec)
 
 

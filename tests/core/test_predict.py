@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import blobs, contents
+from core_runs import blobs, contents
 
 from fflearn import registry
 from fflearn.data import load
@@ -153,7 +153,6 @@ def test_files_that_are_no_checkpoint_are_refused(here, checkpoint):
 def test_a_rule_whose_file_is_gone_is_named(here):
     trained("my_rule.py")
     Path("my_rule.py").unlink()
-    registry.rule_class.cache_clear()
     with pytest.raises(FFLearnError, match="there is no rule file .*my_rule.py"):
         predict_file(f"run/{FINAL}", "blobs.csv")
 

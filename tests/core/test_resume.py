@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, spawn
+from core_runs import ROOT, spawn
 
 from fflearn import registry
 from fflearn.optim import SGD, Adam
@@ -126,12 +126,11 @@ for line in sys.stdin:
 class Killer:
     """Runs commands in forks of one process that has imported everything."""
 
-    def __init__(self, folder):
+    def __init__(self):
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", KILLED],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=(folder / "stderr").open("w"),
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
@@ -144,8 +143,8 @@ class Killer:
 
 
 @pytest.fixture(scope="module")
-def killer(tmp_path_factory):
-    killer = Killer(tmp_path_factory.mktemp("killer"))
+def killer():
+    killer = Killer()
     yield killer
     killer.process.stdin.close()
     assert killer.process.wait(60) == 0
@@ -177,18 +176,15 @@ def command(rule, optimizer, out, *more):
 # Each interrupts the run that the ones before it left.  Two steps compile; then an epoch is five.
 # A checkpoint is one write, two syncs (file and folder) and one rename.
 KILLS = [
-    ("step", 1),  # before anything
     ("step", 6),  # in epoch 1: nothing is kept
     ("write", 1),  # half a checkpoint, and it is the first
     ("rename", 1),  # a whole one, not yet in its place
     ("renamed", 1),  # epoch 1 is kept
     ("step", 7),  # at the last, short batch of epoch 2
     ("sync", 2),  # epoch 2 is kept
-    ("step", 3),  # the first step of epoch 3
     ("write", 2),  # epoch 3 is kept, half of 4 is not
     ("renamed", 1),  # the last epoch is kept, the final file is not begun
     ("write", 1),  # half a final file
-    ("rename", 1),  # a whole one, not yet in its place
     ("renamed", 1),  # the final file is there
 ]
 
@@ -215,13 +211,11 @@ def test_a_run_killed_again_and_again_ends_as_if_it_never_was(here, killer, rule
 
 @posix
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["backprop", "ff"])
-def test_random_moments_of_the_compiled_run(here, killer, rule):
+def test_random_moments_of_the_compiled_run(here, killer, rule="ff"):
     assert killer(*command(rule, MOMENTUM, "whole")) == 0
-    points = 3 + np.floor(Key(7).fold(rule).uniform(4) * 9).astype(int)
-    for n in points:
+    # Two steps compile, then one to nine are done: at most one epoch further each time.
+    for n in 4 + np.floor(Key(7).fold(rule).uniform(3) * 9).astype(int):
         assert killer(*command(rule, MOMENTUM, "run"), kill=("step", int(n))) == -signal.SIGKILL
-        killer(*command(rule, MOMENTUM, "run"), kill=("renamed", 1))  # one epoch further
     assert killer(*command(rule, MOMENTUM, "run")) == 0
     assert_same_run(f"whole/{FINAL}", f"run/{FINAL}")
 
@@ -230,21 +224,14 @@ def test_random_moments_of_the_compiled_run(here, killer, rule):
 @pytest.mark.slow
 def test_a_process_killed_from_outside_goes_on(here):
     """Nothing is arranged: the signal comes while the process trains, wherever that is."""
-    words = [str(w) for w in command("dfa", ADAM, "run", "--epochs", "400")]
+    words = [str(w) for w in command("dfa", ADAM, "run", "--epochs", "100")]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    steps = []
-    for _ in range(2):
-        before = steps[-1] if steps else 0
-        process = subprocess.Popen([sys.executable, "-m", "fflearn", *words], env=env)
-        limit = time.monotonic() + 60
-        while time.monotonic() < limit and process.poll() is None:
-            if (Path("run") / CHECKPOINT).exists():
-                steps.append(load(Path("run") / CHECKPOINT).step)
-                if steps[-1] > before:
-                    break
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-    assert 0 < steps[0] < steps[-1] < 2000 and not (Path("run") / FINAL).exists()
+    process = subprocess.Popen([sys.executable, "-m", "fflearn", *words], env=env)
+    while process.poll() is None and not (Path("run") / CHECKPOINT).exists():
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < load(Path("run") / CHECKPOINT).step < 500 and not (Path("run") / FINAL).exists()
     assert spawn(*words).code == 0
     assert spawn(*words, "--out", "whole").code == 0
     assert_same_run(f"whole/{FINAL}", f"run/{FINAL}")
@@ -300,7 +287,7 @@ EVERY_RULE = [
     for name in registry.names()
     for settings in ({}, *registry.rule_class(name).variants.values())
 ]
-EVERY_RULE += ["ff[schedule=greedy,negatives=wrong]", "backprop@ff", "my_rule.py[speed=2]"]
+EVERY_RULE += ["ff[order=greedy,negatives=wrong]", "backprop@ff", "my_rule.py[speed=2]"]
 EVERY_RULE += [pytest.param("torch", marks=pytest.mark.torch)]
 
 
@@ -313,7 +300,7 @@ def test_every_rule_goes_on_from_every_epoch(here, rule):
         how = {"epochs": 4, "batch_size": 16, "optimizer": optimizer, "seed": 3}
         name = optimizer.name
         whole = train(NET, rule, "blobs.csv", out=f"{name}-whole", **how)
-        for epoch in (2, 3, 4):  # after that many less one are kept
+        for epoch in (2, 4):  # one less is kept
             out = f"{name}-{epoch}"
             with pytest.raises(Gone):
                 train(NET, rule, "blobs.csv", out=out, callbacks=[gone_after(epoch)], **how)
@@ -349,11 +336,10 @@ def test_a_run_that_was_stopped_stays_stopped_if_its_final_file_is_lost(here):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["ff"])
-def test_the_same_seed_gives_the_same_bits_in_every_process(here, rule):
-    words = command(rule, ADAM, "here")
+def test_the_same_seed_gives_the_same_bits_in_every_process(here):
+    words = command("ff", ADAM, "here")
     assert spawn(*words).code == 0
-    for out, threads, hashing in [("a", 1, "0"), ("b", 2, "1"), ("c", 2, "random")]:
+    for out, threads, hashing in [("a", 1, "0"), ("b", 2, "1")]:
         said = spawn(*words, "--out", out, "--threads", threads, PYTHONHASHSEED=hashing)
         assert said.code == 0
         assert_same_run(f"here/{FINAL}", f"{out}/{FINAL}")

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import struct
-import tempfile
 
 import numpy as np
 import pytest
@@ -110,7 +109,7 @@ def fails(code: int):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES])
-@pytest.mark.parametrize(("where", "call"), [(os, "fsync"), (os, "replace"), (tempfile, "mkstemp")])
+@pytest.mark.parametrize(("where", "call"), [(os, "fsync"), (os, "replace"), (os, "open")])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     where, call, code, state, tmp_path, monkeypatch
 ):
@@ -165,6 +164,17 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(state, tmp_path, monkey
         patched.setattr(os, "fdopen", full)
         state.save(path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
+
+
+def test_a_temporary_file_that_is_gone_is_no_second_error(state, tmp_path, monkeypatch):
+    def takes_it_away(source, target):
+        os.unlink(source)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched, pytest.raises(CheckpointError, match="Nothing was"):
+        patched.setattr(os, "replace", takes_it_away)
+        state.save(tmp_path / "run.safetensors")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_made_is_told(state, tmp_path):
@@ -268,6 +278,7 @@ WRONG = {
     "no depth": wrong(depth=None),
     "negative depth": wrong(depth=-1),
     "huge depth": wrong(depth=10**9),
+    "depth past the limit": wrong(depth=100_000),
     "fewer layers": wrong(depth=1),
     "array of no layer": renamed("params/0/W", "params/7/W"),
     "array of no part": renamed("params/0/W", "weights/0/W"),

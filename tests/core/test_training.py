@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import blobs, contents
+from core_runs import blobs, contents
 
 import fflearn
 from fflearn import registry, training
@@ -26,6 +26,8 @@ from fflearn.errors import (
 from fflearn.optim import SGD, Adam
 from fflearn.state import load as load_state
 from fflearn.training import CHECKPOINT, FINAL, restored, score, train
+
+pytestmark = pytest.mark.usefixtures("unsynced")
 
 NET = "dense 8 relu | dense 3"
 
@@ -225,6 +227,13 @@ def test_divergence_names_layer_and_step_and_keeps_the_last_epoch(data, rule, tm
         fit(data, rule, optimizer=optimizer, out=tmp_path, epochs=4)
     assert (again.value.step, again.value.layer) == (error.step, error.layer)
     assert contents(tmp_path) == before
+
+
+def test_parameters_that_overflow_in_the_last_step_are_found(data):
+    """The loss of that step is finite: it was taken before."""
+    with pytest.raises(DivergenceError, match="at step 0") as caught:
+        fit(data, epochs=1, batch_size=72, optimizer=SGD(1e39))
+    assert (caught.value.layer, caught.value.step) == ("0 dense 8 relu", 0)
 
 
 # ---- files --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fflearn.data import DataSet, load
-from fflearn.data.dataset import stratified
+from fflearn.data.dataset import scores_of, stratified
 from fflearn.errors import DataError, FFLearnError
 
 X = np.linspace(0, 1, 24).reshape(12, 2)
@@ -146,3 +146,15 @@ def test_stratified_takes_the_same_share_of_every_class(labels, share):
 def test_the_draws_of_two_splits_differ():
     y = np.zeros(100, np.int64)
     assert set(stratified(y, 0.2, "test")[1]) != set(stratified(y, 0.2, "validation")[1])
+
+
+def test_scores_are_those_of_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    for n_classes in (2, 5):
+        labels, found = rng.integers(0, n_classes, 200), rng.integers(0, n_classes, 200)
+        got = scores_of(labels, found, n_classes)
+        assert got["accuracy"] == pytest.approx(metrics.accuracy_score(labels, found))
+        balanced = metrics.balanced_accuracy_score(labels, found)
+        assert got["balanced_accuracy"] == pytest.approx(balanced)
+        assert got["f1"] == pytest.approx(metrics.f1_score(labels, found, average="macro"))

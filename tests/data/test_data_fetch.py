@@ -190,6 +190,6 @@ def test_the_table_of_official_files():
     assert len(sums) == len(set(sums)) == 22
     assert all(len(d) == 32 and int(d, 16) for d in sums)
     for name, official in SOURCES.items():
-        assert official.name == name and len(official.classes) == 10
+        assert official.name == name and len(official.classes) in (0, 10)  # text: its characters
         assert all(m.startswith("http") and m.endswith("/") for m in official.mirrors)
-        assert len(official.mirrors) >= 2
+        assert len(official.mirrors) >= (1 if name == "shakespeare" else 2)  # one is known

@@ -50,6 +50,47 @@ def dense(rng, dtype):
         yield x, w, b, "hardsigmoid", noise
 
 
+# Shape of x, units, kernel, stride, padding, groups: patches and taps, ragged ends, more samples
+# and fewer than there are partial sums, wide enough for several bands.
+CONVS = [
+    ((1, 1, 1, 1), 1, 1, 1, 0, 1),
+    ((2, 5, 4, 3), 4, 3, 1, 1, 1),
+    ((9, 6, 7, 11), 5, 3, 1, 1, 1),
+    ((3, 7, 8, 9), 4, 3, 2, 1, 1),
+    ((3, 4, 5, 8), 7, 2, 2, 0, 1),
+    ((2, 5, 5, 8), 3, 1, 2, 0, 1),
+    ((2, 4, 3, 8), 3, 1, 1, 2, 1),
+    ((2, 9, 6, 2), 3, 5, 3, 4, 1),
+    ((3, 5, 6, 12), 8, 3, 1, 1, 4),
+    ((17, 12, 12, 64), 64, 3, 1, 1, 1),
+    ((3, 33, 40, 7), 8, 7, 1, 3, 1),
+]
+
+
+def convs(rng, dtype, part):
+    for shape, units, size, stride, padding, groups in CONVS:
+        x = rng.normal(size=shape).astype(dtype)
+        w = rng.normal(size=(size, size, shape[3] // groups, units)).astype(dtype)
+        b = rng.normal(size=units).astype(dtype)
+        da = REFERENCE.conv(x, w, b, stride, padding)
+        da = rng.normal(size=da.shape).astype(dtype)
+        if part == "conv":
+            yield x, w, b, stride, padding
+            yield x, w, None, stride, padding
+        elif part == "weights":
+            yield x, da, float(len(x)), w.shape, stride, padding
+        else:
+            yield da, w, shape[1:], stride, padding
+
+
+def standards(rng, dtype, *, back):
+    for x in rows(rng, dtype):
+        for axis, center in ((0, True), (1, True), (1, False)):
+            n, _, var = REFERENCE.standardize(x, axis, 1e-2, center)
+            dn = rng.normal(size=x.shape).astype(dtype)
+            yield (dn, n, var, axis, 1e-2, center) if back else (x + 1, axis, 1e-2, center)
+
+
 def activations(rng, dtype, *, with_dy):
     for a in rows(rng, dtype):
         for kind in ACTIVATIONS:
@@ -119,6 +160,11 @@ CASES = {
     "dense": dense,
     "formed": lambda r, t: [(g,) for _, g in gradients(r, t)],
     "colmean": lambda r, t: [(x, float(len(x))) for x in rows(r, t)],
+    "conv": lambda r, t: convs(r, t, "conv"),
+    "conv_weights": lambda r, t: convs(r, t, "weights"),
+    "conv_input": lambda r, t: convs(r, t, "input"),
+    "standardize": lambda r, t: standards(r, t, back=False),
+    "standardize_vjp": lambda r, t: standards(r, t, back=True),
     "act": lambda r, t: [(a, kind) for a in rows(r, t) for kind in ACTIVATIONS],
     "act_grad": lambda r, t: activations(r, t, with_dy=False),
     "act_vjp": lambda r, t: activations(r, t, with_dy=True),
@@ -153,7 +199,8 @@ TOLERANCE = {
     "matmul": SUM, "matmul_tn": SUM, "matmul_nt": SUM, "dense": SUM, "formed": SUM,
     "colmean": SUM, "normalize": SUM, "normalize_vjp": SUM, "normalize_jvp": SUM,
     "goodness": SUM, "goodness_vjp": SUM, "softmax": EXP, "softmax_ce": SUM,
-    "logistic": EXP, "normal": 2, "sgd": SUM, "adam": SUM,
+    "conv": SUM, "conv_weights": SUM, "conv_input": SUM, "standardize": SUM,
+    "standardize_vjp": SUM, "logistic": EXP, "normal": 2, "sgd": SUM, "adam": SUM,
 }  # fmt: skip
 EXACT_UNLESS_PRODUCT = {"sgd", "adam"}  # elementwise: same operations, same order
 IN_PLACE = {"sgd", "adam"}
@@ -207,7 +254,18 @@ def test_arguments_are_not_written(k):
                 assert np.array_equal(a, b) or isinstance(a, Product), name
 
 
-VIEWED = ["matmul", "dense", "goodness_vjp", "softmax_ce", "normalize_vjp", "colmean"]
+VIEWED = [
+    "conv",
+    "conv_weights",
+    "conv_input",
+    "standardize",
+    "matmul",
+    "dense",
+    "goodness_vjp",
+    "softmax_ce",
+    "normalize_vjp",
+    "colmean",
+]
 
 
 def arrays_through(change, args):
@@ -254,7 +312,7 @@ def test_products_that_no_loop_covers_go_to_numpy(k, name, dtypes):
 
 
 def test_shapes_that_do_not_fit_raise(k):
-    x = np.ones((3, 4), np.float32)
+    x, image = np.ones((3, 4), np.float32), np.ones((2, 5, 4, 3), np.float32)
     for call in (
         lambda: k.matmul(x, x),
         lambda: k.matmul_tn(x, x[:2]),
@@ -263,6 +321,11 @@ def test_shapes_that_do_not_fit_raise(k):
         lambda: k.formed(Product(x, x[:2], 3)),
         lambda: k.sgd(x.copy(), np.ones(7, np.float32), None, 0.1, 0.0, 0.0),
         lambda: k.softmax_ce(x, np.ones((3, 5), np.float32)),
+        lambda: k.conv(image, np.ones((3, 3, 4, 2), np.float32), None, 1, 1),
+        lambda: k.conv(image, np.ones((3, 3, 3, 2), np.float32), np.ones(5, np.float32), 1, 1),
+        lambda: k.conv(image, np.ones((7, 7, 3, 2), np.float32), None, 1, 0),
+        lambda: k.conv_weights(image, image[:, 1:], 2.0, (3, 3, 3, 3), 1, 1),
+        lambda: k.conv_input(image[:, 1:], np.ones((3, 3, 3, 3), np.float32), (5, 4, 3), 1, 1),
     ):
         with pytest.raises(ValueError, match=r"."):
             call()

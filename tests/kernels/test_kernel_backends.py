@@ -46,6 +46,24 @@ def test_running_restores_threads(k):
     assert pools() == before
 
 
+THREADS = """
+import numba
+from fflearn import kernels
+seen = [numba.get_num_threads()]
+try:
+    with kernels.load("numba").running(1):
+        seen.append(numba.get_num_threads())
+        raise KeyError
+except KeyError:
+    seen.append(numba.get_num_threads())
+print(*seen)
+"""
+
+
+def test_running_restores_the_threads_of_compiled_loops():
+    assert run(THREADS, NUMBA_NUM_THREADS="2") == "2 1 2"
+
+
 DIGEST = """
 import hashlib, sys
 sys.path.insert(0, sys.argv[3])

@@ -97,9 +97,10 @@ def test_sample_wrong_is_uniform_over_the_wrong(k):
     y = np.repeat(np.eye(c, dtype=np.float32)[2:3], n, 0)
     np.testing.assert_array_equal(k.sample_wrong(y, u).sum(0), [1000, 1000, 0, 1000, 1000])
     last = np.nextafter(np.float32(1), np.float32(0))
-    for classes in range(2, 70):  # u (C - 1) rounds up to C - 1 for some
+    for classes in range(2, 70):
         one = np.eye(classes, dtype=np.float32)
-        assert (k.sample_wrong(one, np.full(classes, last)) * one).sum() == 0
+        for u in (last, np.float32(1)):  # 1 cannot be drawn, and would do no harm
+            assert (k.sample_wrong(one, np.full(classes, u)) * one).sum() == 0
 
 
 def test_sample_softmax_wrong_follows_the_softmax(k):

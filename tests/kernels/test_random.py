@@ -150,6 +150,13 @@ def test_permutation_is_one_and_every_order_occurs():
     assert len(orders) == 6
 
 
+def test_a_permutation_sorts_the_draws_of_its_own_key():
+    for key in (Key(10), Key(11), Key(10).fold("a"), Key(10).at(1)):
+        w = key.words(100).astype(object)
+        draws = [int(w[i]) + (int(w[i + 1]) << 32) for i in range(0, 100, 2)]
+        assert key.permutation(50).tolist() == sorted(range(50), key=draws.__getitem__)
+
+
 def test_streams_are_independent():
     keys = [Key(0), Key(1), Key(0).fold("a"), Key(0).fold("a", 1), Key(0).at(1), Key(0).fold("1")]
     draws = np.stack([key.normal(20_000) for key in keys])

@@ -117,4 +117,12 @@ def test_wrong_settings_are_told():
 
 def test_thresholds():
     assert threshold("rms", "ssq", 17) == 17
-    assert {threshold(*pair, 17) for pair in THRESHOLDS} == {17.0, 1.0, 2.0, 3.0}
+    by_pair = {pair: threshold(*pair, 17) for pair in THRESHOLDS}
+    assert by_pair.pop(("rms", "ssq")) == 17
+    assert by_pair == {
+        ("rms", "msq"): 1,
+        ("unit", "msq"): 2,
+        ("unit", "ssq"): 2,
+        ("unit", "l2"): 3,
+        **{pair: value for pair, value in by_pair.items() if pair[1] == "lin"},
+    }

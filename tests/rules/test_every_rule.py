@@ -41,6 +41,17 @@ def test_ten_steps_lower_what_the_rule_reports(make):
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_the_first_default_step_does_not_replace_the_weights(make):
+    engine, state, batch = bench(make)
+    before = state.copy()
+    engine.step(state, batch)
+    for now, then in zip(state.params, before.params, strict=True):
+        for name, w in then.items():
+            if name.endswith("W") and w.any():  # a read-out may start at zero
+                assert np.linalg.norm(now[name] - w) < np.linalg.norm(w)
+
+
 def test_the_list_of_rules_is_the_folder():
     folder = {p.stem for where in rules.__path__ for p in Path(where).glob("*.py")}
     assert set(rules.names()) == folder - {"__init__"}

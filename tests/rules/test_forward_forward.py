@@ -132,7 +132,7 @@ def test_the_first_mean_logit_is_minus_half_the_units(units):
 
 @pytest.mark.parametrize("head", [True, False])
 def test_greedy_trains_one_layer_per_stage(head):
-    greedy = rule("ff", schedule="greedy", negatives="wrong", head=head)
+    greedy = rule("ff", order="greedy", negatives="wrong", head=head)
     engine = Engine(f"{HIDDEN} | dense 3", greedy, (11,), 3, horizon=(1, 12))
     state, batch, stages = engine.init(0), samples(7, 3), []
     for _ in range(12):
@@ -228,7 +228,8 @@ def test_the_heads_logits_are_those_of_an_even_label():
 def test_the_head_reads_all_hidden_layers_but_the_first_of_three():
     engine, _, _ = made()
     assert engine.net.spec().count("dense 3 norm=rms") == 2
-    assert sum(s.is_output for s in engine.specs) == 2
+    tops = [layer for layer, s in zip(engine.net.leaves, engine.specs, strict=True) if s.is_output]
+    assert sorted(layer.bias for layer in tops) == [False, True]  # logits are summed: one bias
     two, _, _ = made("dense 17 relu | dense 13 relu")
     assert sum(s.is_output for s in two.specs) == 2
     assert all(not layer.spec().startswith("dense 3") for layer in made(head=False)[0].net.leaves)
@@ -321,7 +322,7 @@ def test_every_label_embedding_trains(label):
 SETTINGS = [
     {"negatives": "all_wrong"},
     {"negatives": "hard"},
-    {"negatives": "wrong", "schedule": "greedy"},
+    {"negatives": "wrong", "order": "greedy"},
     {"negatives": "wrong", "head": False, "peer": 0.0},
     {"goodness": "l2", "norm": "unit", "temperature": 2.0, "label": "overlay"},
 ]
@@ -341,9 +342,9 @@ def test_every_check_holds_with_other_settings(settings, check):
     [
         ({"goodness": "cube"}, "one of ssq, msq, l2"),
         ({"goodness": "l2"}, "Use one of rms.ssq"),
-        ({"schedule": "random"}, "simultaneous or greedy"),
+        ({"order": "random"}, "simultaneous or greedy"),
         ({"negatives": "hard", "head": False}, "they need head=true"),
-        ({"negatives": "hard", "schedule": "greedy"}, "they need head=true"),
+        ({"negatives": "hard", "order": "greedy"}, "they need head=true"),
         ({"negatives": "none"}, "unknown negatives"),
     ],
 )
