@@ -70,7 +70,8 @@ def load(
     ----------
     spec : str, path, tuple of arrays, DataSet or TextData
         A name ("digits", "mnist", "fashion-mnist", "kmnist", "cifar10", "shakespeare"), or
-        one of images and how to move them about ("cifar10+flip_crop", "mnist+crop"), the path of a .csv or .npz file, or of a .txt file to learn to write like, (x, y) or (x_train,
+        one of images and how to move them about ("cifar10+flip_crop", "mnist+crop"), the path
+        of a .csv or .npz file, or of a .txt file to learn to write like, (x, y) or (x_train,
         y_train, x_test, y_test), or a DataSet or TextData, returned as it is.
     download : bool, default True
         Whether the official files may be downloaded.  Before that they are looked for in the

@@ -206,7 +206,7 @@ def logistic(g, phase, theta, temperature, loss, dg):
         dg[i] = slope * ((one if u >= 0 else e) / (one + e))
 
 
-# ---- columns: sums over rows in shares of their own, so that threads do not change the bits --------
+# ---- columns: rows are summed in shares, so that threads do not change the bits ----------------
 @kernel(parallel=True)
 def _column_sums(x, mean, squares, sums):
     """sums (shares, N) float64 of x - mean, or of its squares, each over its share of the rows."""

@@ -1,4 +1,4 @@
-"""The compiled loops of convolution: a band of output rows at a time, so that patches stay in cache.
+"""The compiled loops of convolution: a band of rows at a time, so that patches stay in cache.
 
 Patches are laid side by side as in `patches.im2col`, but for one band only, in scratch arrays that
 the loop owns; the matrix product on them is one BLAS call.  Bands depend on shapes alone, and each
@@ -131,7 +131,7 @@ def conv_input(da, W, size, stride, padding, dx):
         dx[image] = padded[padding : padding + h, padding : padding + w]
 
 
-# ---- stride 1: no patches are laid out ------------------------------------------------------------
+# ---- stride 1: no patches are laid out --------------------------------------------------------
 # In the flattened padded image, the pixels that all places have at one tap are consecutive rows,
 # if places may run on into the border: one product per tap reads them where they are.
 

@@ -9,12 +9,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fflearn import registry
 from fflearn.errors import FFLearnError, SpecError
 from fflearn.experiment import NETS, TRIALS, Experiment, available_rules, source
+
+hypothesis = pytest.importorskip("hypothesis")
+given, st = hypothesis.given, hypothesis.strategies
 
 NET = "dense 8 relu | dense 3"
 

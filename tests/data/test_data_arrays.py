@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fflearn.data import load
 from fflearn.errors import DataError
+
+hypothesis = pytest.importorskip("hypothesis")
+given, st = hypothesis.given, hypothesis.strategies
 
 X = np.linspace(0, 1, 40).reshape(20, 2)
 Y = np.arange(20) % 2

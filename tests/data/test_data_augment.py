@@ -59,6 +59,13 @@ def test_a_sample_is_treated_alike_whatever_comes_with_it():
         assert (other != whole).any()
 
 
+def test_one_run_draws_anew_in_every_epoch():
+    augment = Augment("flip_crop", 3, N)
+    for epoch in (0, 1, 0, 5):
+        np.testing.assert_array_equal(augment.draws(epoch), Augment("flip_crop", 3, N).draws(epoch))
+    assert len({augment.draws(epoch).tobytes() for epoch in range(5)}) == 5
+
+
 def test_batches_move_training_images_by_sample_and_epoch():
     batches = Batches(DATA, 8, seed=4)
     plain = Batches(DataSet("toy", X, Y, X[:6], Y[:6], 3), 8, seed=4)

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fflearn.data import Batches, load
 from fflearn.errors import DataError
 from fflearn.random import Key
+
+hypothesis = pytest.importorskip("hypothesis")
+given, st = hypothesis.given, hypothesis.strategies
 
 N = 25
 DATA = load((np.arange(2 * N).reshape(N, 2), np.arange(N) % 2) * 2)

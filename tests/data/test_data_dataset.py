@@ -4,12 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fflearn.data import DataSet, load
 from fflearn.data.dataset import scores_of, stratified
 from fflearn.errors import DataError, FFLearnError
+
+hypothesis = pytest.importorskip("hypothesis")
+given, st = hypothesis.given, hypothesis.strategies
 
 X = np.linspace(0, 1, 24).reshape(12, 2)
 Y = np.arange(12) % 3

@@ -6,11 +6,12 @@ import struct
 import numpy as np
 import pytest
 from data_files import idx_bytes, mnist_files
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fflearn.data import idx, load
 from fflearn.errors import DataError
+
+hypothesis = pytest.importorskip("hypothesis")
+given, st = hypothesis.given, hypothesis.strategies
 
 IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
 GOOD = idx_bytes(IMAGES)

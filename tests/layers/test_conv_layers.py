@@ -1,4 +1,4 @@
-"""Convolutions, poolings, norms and dropout: numbers by hand, torch's modules, buffers and masks."""
+"""Convolutions, poolings, norms, dropout: numbers by hand, torch's modules, buffers, masks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(layer, x, p=None, env=TRAIN, k=K):
     return layer.forward(k, p, x, env)
 
 
-# ---- convolution ----------------------------------------------------------------------------------
+# ---- convolution ------------------------------------------------------------------------------
 def test_a_convolution_by_hand():
     # One channel, 2 x 3 pixels 1 .. 6; the kernel takes the right neighbour minus the one below.
     x = np.arange(1.0, 7).reshape(1, 2, 3, 1)
