@@ -81,7 +81,7 @@ class Engine:
         probes: Mapping[str, Callable[[LayerView, Update], float]] | None = None,
     ):
         self.rule, self.in_shape, self.n_classes = rule, tuple(in_shape), n_classes
-        self.given = network(net)
+        self.given = network(net, n_classes)
         self.net = rule.adapt(self.given)
         self.kernels, self.backend = backends.load(backend), backend
         self.dtype, self.threads, self.horizon = _checked_dtype(dtype), threads, horizon

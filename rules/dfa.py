@@ -44,7 +44,7 @@ class DFA(Rule):
     optimizer: ClassVar = {"name": "adam", "lr": 3e-3}
 
     def init(self, v: LayerView, key: Key, shared: Key) -> Params:
-        if v.is_output:
+        if v.is_output or not v.params:
             return {}
         n, c = math.prod(v.out_shape[self.places(v) :]), v.n_classes
         source = shared if self.shared else key
@@ -68,6 +68,8 @@ class DFA(Rule):
         return {"loss": bus.mean(out.loss)}
 
     def update(self, v: LayerView, s: Signals) -> Update:
+        if not v.params:
+            return Update()
         if v.is_output:
             dy = s.top
         else:

@@ -138,6 +138,8 @@ class ForwardForward(Rule):
             )
 
         def normalise(layer: Any) -> Any:
+            if not layer.weights:
+                return layer  # pooling and the like: nothing there learns
             if not hasattr(layer, "norm"):
                 raise SpecError(f"forward_forward cannot normalise the input of {layer.spec()!r}.")
             return replace(layer, norm=self.norm, draw="lecun")
