@@ -166,6 +166,13 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(state, tmp_path, monkey
     assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
 
 
+def test_a_written_file_may_be_read_by_whom_any_new_file_may(tmp_path):
+    write_atomically(tmp_path / "written", b"x")
+    (tmp_path / "plain").write_bytes(b"x")
+    modes = {p.stat().st_mode for p in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 def test_a_temporary_file_that_is_gone_is_no_second_error(state, tmp_path, monkeypatch):
     def takes_it_away(source, target):
         os.unlink(source)

@@ -73,6 +73,13 @@ def test_only_batch_random_draws_anew_in_every_step(magnitudes):
     assert (first == later).all() == (magnitudes != "batch_random")
 
 
+@pytest.mark.parametrize("magnitudes", KINDS)
+def test_only_fixed_random_keeps_arrays_and_only_where_messages_go_down(magnitudes):
+    state = bench(lambda: rule("sf", magnitudes=magnitudes)).state
+    kept = ["W"] if magnitudes == "fixed_random" else []
+    assert [list(slots) for slots in state.aux] == [[], kept, kept, kept]
+
+
 def test_where_all_weights_have_the_initial_size_it_is_backprop():
     found = []
     for name in ("usf", "backprop"):
