@@ -8,7 +8,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fflearn.base import Batch, Channel, Key, LayerView, Params, Rule, Signals, Update
+from fflearn.base import (
+    Batch,
+    Channel,
+    Key,
+    LayerSpec,
+    LayerView,
+    Params,
+    Rates,
+    Rule,
+    Signals,
+    Update,
+)
 from fflearn.errors import SpecError
 
 
@@ -27,6 +38,9 @@ class DFA(Rule):
         Factor on B.
     shared : bool
         B_l is the first n_l columns of one matrix; otherwise each layer draws its own.
+    hidden_lr : float
+        Factor on the learning rate of hidden layers.  With Adam, which cancels the scale of B, it
+        is what makes their steps smaller than the output layer's; transformers need about 0.1.
 
     References
     ----------
@@ -37,11 +51,16 @@ class DFA(Rule):
 
     scale: float = 1.0
     shared: bool = True
+    hidden_lr: float = 1.0
 
     channels: ClassVar = frozenset({Channel.ERROR})
     short: ClassVar = ("direct_feedback_alignment",)
     citation: ClassVar = "Nokland (2016), arXiv:1609.01596"
     optimizer: ClassVar = {"name": "adam", "lr": 3e-3}
+
+    def __post_init__(self) -> None:
+        if not self.hidden_lr >= 0:
+            raise SpecError(f"dfa needs hidden_lr to be 0 or more; got {self.hidden_lr}.")
 
     def init(self, v: LayerView, key: Key, shared: Key) -> Params:
         if v.is_output or not v.params:
@@ -61,6 +80,9 @@ class DFA(Rule):
                 f"output, which have an error each; its output is {v.out_shape}."
             )
         return shared
+
+    def rates(self, spec: LayerSpec) -> Rates:
+        return Rates(lr=1.0 if spec.is_output else self.hidden_lr)
 
     def step(self, bus: Any, batch: Batch) -> dict[str, Any]:
         out = bus.readout(bus.forward(batch.x))

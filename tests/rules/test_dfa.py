@@ -54,6 +54,21 @@ def test_scale_is_a_factor_on_the_matrix():
     np.testing.assert_allclose(doubled, 2 * plain)
 
 
+def test_hidden_lr_is_a_factor_on_the_steps_of_hidden_layers_alone():
+    steps = []
+    for factor in (1.0, 0.25):
+        engine, state, batch = bench(lambda f=factor: rule("dfa", hidden_lr=f))
+        before = [{n: a.copy() for n, a in p.items()} for p in state.params]
+        engine.step(state, batch)
+        steps.append([p["W"] - b["W"] for p, b in zip(state.params, before, strict=True)])
+    *hidden, (whole, same) = zip(*steps, strict=True)
+    for full, quarter in hidden:
+        np.testing.assert_allclose(quarter, full / 4, rtol=1e-10)
+    np.testing.assert_array_equal(same, whole)
+    with pytest.raises(SpecError, match="hidden_lr"):
+        rule("dfa", hidden_lr=-1.0)
+
+
 def test_layers_share_one_matrix_or_draw_their_own():
     def unscaled(shared: bool) -> list[np.ndarray]:
         state = bench(lambda: rule("dfa", shared=shared), "dense 17 | dense 13 | dense 12").state
