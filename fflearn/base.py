@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from fflearn.errors import LocalityError
+from fflearn.errors import LocalityError, SpecError
 from fflearn.kernels.reference import Product
 from fflearn.random import Key
 
 if TYPE_CHECKING:
     from fflearn.bus import Bus
     from fflearn.networks import Network
+    from fflearn.optim import Optimizer
 
 Array = np.ndarray
 Shape = tuple[int, ...]
@@ -72,6 +73,22 @@ class LayerSpec:
     n_classes: int
     is_input: bool  # reads the input of the network
     is_output: bool  # its output is (a summand of) the network's output
+    activation: str  # the pointwise function that ends it; "identity" without one
+
+    @property
+    def places(self) -> int:
+        """Leading axes that this layer's activity has in common with the network's output.
+
+        Each place (a token, a node) has a label and an error of its own.  SpecError where the
+        layer has other places than the output.
+        """
+        n = len(self.net_out) - 1
+        if self.out_shape[:n] != self.net_out[:n]:
+            raise SpecError(
+                f"layer {self.name!r} needs to keep the places {self.net_out[:n]} of the output, "
+                f"which have a label and an error each; its output is {self.out_shape}."
+            )
+        return n
 
 
 class Env(NamedTuple):
@@ -121,6 +138,13 @@ class Batch(NamedTuple):
     y: Any  # (B, *net_out)  one-hot label or regression target; or ids (B, *net_out[:-1])
     side: Mapping[str, Any] = {}
     weight: Any = None  # (B,)     sample weights; None means one each
+
+
+class Settled(NamedTuple):
+    """How a relaxation ended."""
+
+    sweeps: int
+    change: float  # the largest change of a state in the last sweep
 
 
 class Update(NamedTuple):
@@ -402,6 +426,10 @@ class Rule:
         """Multipliers of learning rate and weight decay in this layer."""
         return Rates()
 
+    def advise(self, optimizer: Optimizer) -> str:
+        """What a user should know of this rule with that optimizer: the Engine warns of it."""
+        return ""
+
     def variant(self, progress: float, layers: tuple[LayerSpec, ...]) -> Hashable:
         """What part of the step's structure holds at ``progress`` in [0, 1]; hooks see it."""
         return None
@@ -420,8 +448,16 @@ class Rule:
         """The message for the layer below, from the message (B, *out) from above."""
         raise NotImplementedError(f"{type(self).__name__} sweeps down, so it needs feedback(v, m)")
 
+    def has_state(self, v: LayerSpec) -> bool:
+        """Whether a layer relaxes; one without a state passes on what it gets, up and down."""
+        return True
+
     def relax(self, v: LayerView, below: Any, above: Any) -> None:
-        """One settling step of this layer's ``v.state["s"]``."""
+        """Set ``v.state["s"]``: one settling step, or what a layer without a state passes up.
+
+        ``below`` (B, *in) is what the layers below are at, ``above`` (B, *out) the sum of the
+        messages of the layers that read this one; None for a layer without a state.
+        """
         raise NotImplementedError(f"{type(self).__name__} settles, so it needs relax(v, ...)")
 
     def update(self, v: LayerView, s: Signals) -> Update:
@@ -453,6 +489,7 @@ __all__ = [
     "Rates",
     "Readout",
     "Rule",
+    "Settled",
     "Shape",
     "Signals",
     "Trace",

@@ -7,7 +7,7 @@ locality checks listen.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from fflearn.base import (
     Ledger,
     Message,
     Readout,
+    Settled,
     Signals,
     Trace,
     Update,
@@ -105,7 +106,7 @@ class Bus:
         x: Any,
         name: str = "x",
         *,
-        update: bool = False,
+        update: bool | Literal["hidden"] = False,
         tangent: Any = None,
         top: Any = None,
         **signals: Any,
@@ -114,7 +115,9 @@ class Bus:
 
         With ``update`` each layer learns as soon as it has fired and its traces are dropped, so
         one layer's activity is alive at a time; the layer above gets the activity from before
-        the update.  ``top`` reaches the output layer alone (see `Signals`).
+        the update.  With "hidden" output layers wait: they keep their traces, and learn once their
+        error is known, by ``update(only="output", top=error)``.  ``top`` reaches the output layer
+        alone (see `Signals`).
         """
         self._check(signals)
         value: dict[int, Message] = {-1: Message(x, name, tangent)}
@@ -128,7 +131,7 @@ class Bus:
                 s = Signals(signals, top, self.ledger, v.spec)
                 value[i] = out = self._call("forward", v, m, s)
                 self._count_up(v, out)
-                if update:
+                if update and not (update == "hidden" and v.spec.is_output):
                     self._apply(v, s, *value.values())
                     v.traces.clear()
                     v.state.clear()
@@ -159,48 +162,35 @@ class Bus:
         At a sum the message is copied, at a fork the branches' messages are added.  Returns what
         would go below the first layer (None where rules send nothing there).
         """
-        nodes = self._engine.net.nodes
         if any(layer.couples_samples for layer in self._engine.net.leaves):
             # Below a layer that mixes samples a row belongs to no sample any more: the sample
             # weights act once, on the rows of the loss, and not on each layer's own rows.
             message = self._views[0]._weighted(message)
             for v in self._views:
                 v._weight = None
-        down: dict[int, Any] = {len(nodes) - 1: message}
-        for i in reversed(range(len(nodes))):
-            leaf, sources = nodes[i]
-            m = down.pop(i)
-            if leaf is None:
-                for s in sources:
-                    down[s] = plus(down.get(s), m)
-            else:
-                v = self._views[leaf]
-                out = self._call("feedback", v, m)
-                if sources[0] >= 0:
-                    self._count_down(v, out)
-                if out is not None:
-                    down[sources[0]] = plus(down.get(sources[0]), out)
-            self._hold(*down.values())
-        return down.get(-1)
+        return self._descend(message, lambda v, m: self._call("feedback", v, m))
 
-    def relax(self, bottom: Any, top: Any = None) -> Any:
-        """One settling sweep, bottom first; returns the largest change of ``v.state["s"]``.
+    def relax(self, bottom: Any, top: Callable[[], Any] | None = None) -> Any:
+        """One settling sweep; returns the largest change of a ``v.state["s"]``.
 
-        Each layer sees the states below and the sum of the messages of the layers that read it;
-        for the output layer ``top`` stands in for them.
+        Activity first rises through the layers without a state (`Rule.has_state`).  Then, top
+        first, each layer with a state relaxes, and every layer sends its message down: a nudge
+        at the output reaches the lowest layer within the sweep.  At the output layer ``top()``
+        stands in for the messages from above.
         """
-        change = np.zeros((), bottom.dtype)
-        for v in self._views:
-            old, above = v.state["s"], top if v.spec.is_output else None
-            for reader in self._engine.readers[v.spec.index]:
-                u = self._views[reader]
-                m = self._call("feedback", u, None)
-                self._count_down(u, m)
-                above = plus(above, m)
-            self._call("relax", v, self._below(self._engine.source[v.spec.index], bottom), above)
-            change = np.maximum(change, np.abs(v.state["s"] - old).max())
-            self._hold()
-        return change
+        self._rise(bottom)
+        largest = np.zeros((), bottom.real.dtype)
+
+        def visit(v: LayerView, above: Any) -> Any:
+            nonlocal largest
+            if self.rule.has_state(v.spec):
+                old, below = v.state["s"], self._below(self._engine.source[v.spec.index], bottom)
+                self._call("relax", v, below, above)
+                largest = np.maximum(largest, np.abs(v.state["s"] - old).max())
+            return self._call("feedback", v, above)
+
+        self._descend(top() if top else None, visit)
+        return largest
 
     def settle(
         self,
@@ -208,16 +198,17 @@ class Bus:
         top: Callable[[], Any] | None = None,
         steps: int = 50,
         tol: float = 0.0,
-    ) -> int:
+    ) -> Settled:
         """Relax until the largest change is below ``tol``, at most ``steps`` sweeps.
 
-        ``top`` is called before every sweep.  Returns the sweeps used.
+        Afterwards layers without a state hold what the settled ones send them.
         """
-        for n in range(1, steps + 1):
-            change = self.relax(bottom, top() if top else None)
-            if not float(change) >= tol:
-                return n
-        return steps
+        for sweep in range(1, steps + 1):
+            change = float(self.relax(bottom, top))
+            if not change >= tol:
+                break
+        self._rise(bottom)
+        return Settled(sweep, change)
 
     def mean(self, per_sample: Any) -> Any:
         """The (weighted) batch mean of (rows,) numbers, as `LayerView.param_vjp` takes it: 0-d."""
@@ -258,11 +249,14 @@ class Bus:
         self._goodness = np.stack(columns, axis=1)
         return self._goodness
 
-    def update(self, *, top: Any = None, **signals: Any) -> None:
-        """Every layer learns from its own view and the broadcast signals."""
+    def update(
+        self, *, top: Any = None, only: Literal["all", "output"] = "all", **signals: Any
+    ) -> None:
+        """Layers learn from their own views and the broadcast signals: all, or output alone."""
         self._check(signals)
         for v in self._views:
-            self._apply(v, Signals(signals, top, self.ledger, v.spec))
+            if only == "all" or v.spec.is_output:
+                self._apply(v, Signals(signals, top, self.ledger, v.spec))
 
     # -- reading out -----------------------------------------------------------------------------
     def top(self, name: str) -> Any:
@@ -314,6 +308,36 @@ class Bus:
         if layer.buffers and "x" in v.traces:
             for name, value in layer.running(self.k, v.traces["x"]).items():
                 params[name] = value
+
+    def _descend(self, message: Any, visit: Callable[[LayerView, Any], Any]) -> Any:
+        """``visit(view, message)`` of every layer, top first, gives the message for below.
+
+        Returns what would go below the first layer.
+        """
+        nodes = self._engine.net.nodes
+        down: dict[int, Any] = {len(nodes) - 1: message}
+        for i in reversed(range(len(nodes))):
+            leaf, sources = nodes[i]
+            m = down.pop(i, None)
+            if leaf is None:
+                for s in sources:
+                    down[s] = plus(down.get(s), m)
+            else:
+                v = self._views[leaf]
+                out = visit(v, m)
+                if sources[0] >= 0:
+                    self._count_down(v, out)
+                if out is not None:
+                    down[sources[0]] = plus(down.get(sources[0]), out)
+            self._hold(*down.values())
+        return down.get(-1)
+
+    def _rise(self, bottom: Any) -> None:
+        """What layers without a state pass up now, bottom first."""
+        for v in self._views:
+            if not self.rule.has_state(v.spec):
+                below = self._below(self._engine.source[v.spec.index], bottom)
+                self._call("relax", v, below, None)
 
     def _below(self, node: int, bottom: Any) -> Any:
         if node < 0:

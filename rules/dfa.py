@@ -65,21 +65,11 @@ class DFA(Rule):
     def init(self, v: LayerView, key: Key, shared: Key) -> Params:
         if v.is_output or not v.params:
             return {}
-        n, c = math.prod(v.out_shape[self.places(v) :]), v.n_classes
+        n, c = math.prod(v.out_shape[v.spec.places :]), v.n_classes
         source = shared if self.shared else key
         # Drawn row by row, so that fewer units take the first rows of the same matrix.
         rows = source.fold("B").normal((n, c), np.float64)
         return {"B": self.scale / math.sqrt(n * c) * rows.T}
-
-    def places(self, v: LayerView) -> int:
-        """Leading axes that the error and this layer's activity share: each place its own error."""
-        shared = len(v.net_out) - 1
-        if v.out_shape[:shared] != v.net_out[:shared]:
-            raise SpecError(
-                f"dfa needs layer {v.name!r} to keep the places {v.net_out[:shared]} of the "
-                f"output, which have an error each; its output is {v.out_shape}."
-            )
-        return shared
 
     def rates(self, spec: LayerSpec) -> Rates:
         return Rates(lr=1.0 if spec.is_output else self.hidden_lr)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fflearn.base import Batch, Channel, Rule, Update
-from fflearn.checks import BRANCHES, CHAIN, bench, learned
+from fflearn.checks import BRANCHES, CHAIN, bench, learned, same_bits
 from fflearn.engine import Engine
 from fflearn.errors import LocalityError
 from fflearn.optim import optimizer
@@ -309,7 +309,7 @@ class Settling(Rule):
         def top():
             return batch.y - bus.top("s")
 
-        sweeps = bus.settle(batch.x, top, self.steps, self.tol)
+        sweeps = bus.settle(batch.x, top, self.steps, self.tol).sweeps
         bus.update()
         return {"loss": out.loss.mean(), "sweeps": np.asarray(sweeps)}
 
@@ -378,7 +378,7 @@ def test_settling_takes_fifty_sweeps_unless_told():
         def step(self, bus, batch):
             bus.readout(bus.forward(batch.x))
             bus.each(self.start)
-            sweeps = bus.settle(batch.x, lambda: batch.y - bus.top("s"))
+            sweeps = bus.settle(batch.x, lambda: batch.y - bus.top("s")).sweeps
             return {"loss": np.zeros(()), "sweeps": np.asarray(sweeps)}
 
     engine, state, batch = bench(Unhurried)
@@ -528,6 +528,37 @@ def test_the_peak_of_learning_while_firing_by_hand(hidden, floats):
 
     engine, state, batch = bench(Fires, hidden)
     assert engine.step(state, batch)[1].peak_bytes == 8 * len(batch.x) * floats
+
+
+@pytest.mark.parametrize("hidden", [CHAIN, BRANCHES])
+def test_output_layers_can_wait_for_their_error_while_hidden_ones_learn(hidden):
+    class Waits(Toy):
+        channels: ClassVar = frozenset({Channel.TARGET})
+
+        def step(self, bus, batch):
+            found = bus.forward(batch.x, update="hidden", target=batch.y)
+            bus.update(only="output", top=bus.readout(found).error)
+            return {"loss": np.zeros(())}
+
+        def update(self, v, s):
+            dy = s.top if v.is_output else np.ones_like(v.trace.y) * s.target[:, :1]
+            return Update(v.param_vjp(v.trace, v.act_vjp(v.trace, dy)))
+
+    class Together(Waits):
+        def step(self, bus, batch):
+            out = bus.readout(bus.forward(batch.x))
+            bus.update(target=batch.y, top=out.error)
+            return {"loss": np.zeros(())}
+
+    engine, state, batch = bench(Waits, hidden)
+    other, same, _ = bench(Together, hidden)
+    seen: list[int] = []
+    engine.probes = {"n": lambda v, u: float(seen.append(v.spec.index) or len(u.grads))}
+    for _ in range(2):
+        engine.step(state, batch)
+        other.step(same, batch)
+    assert same_bits(state, same) is None
+    assert sorted(seen) == sorted(2 * list(range(len(engine.specs))))  # each once a step
 
 
 @pytest.mark.parametrize(
