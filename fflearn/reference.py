@@ -5,7 +5,6 @@ It is the outside witness that our backpropagation is right, and the yardstick o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,11 +15,11 @@ import numpy as np
 from fflearn import registry
 from fflearn.base import Batch, Env, Key, Ledger, Update
 from fflearn.engine import Engine
-from fflearn.errors import MissingExtra, SpecError
-from fflearn.kernels.reference import EPS
+from fflearn.errors import SpecError
 from fflearn.networks import Network
 from fflearn.optim import Optimizer
 from fflearn.state import State
+from fflearn.torch import required
 
 
 def describe() -> dict[str, Any]:
@@ -72,7 +71,10 @@ class TorchEngine:
         threads: int = 1,
         horizon: tuple[int, int] | None = None,
     ):
-        self._torch = _torch()
+        self._torch = required(f"the rule {registry.REFERENCE!r}")
+        from fflearn.torch.layers import through
+
+        self._through = through
         # Only draws the first weights, checks, and counts; the slow kernels do for that.
         self._twin = twin = Engine(
             net,
@@ -201,7 +203,7 @@ class TorchEngine:
         return (self._tensor((weight / weight.sum()).astype(self.dtype)) * loss).sum()
 
     def _output(self, params: list[dict[str, Any]], x: Any, env: Env) -> Any:
-        return _through(self._torch, self.net.nodes, self.net.leaves, params, x, env)
+        return self._through(self.net.nodes, self.net.leaves, params, x, env)
 
     def _count(self, state: State, batch: Batch) -> Ledger:
         own = {a.ctypes.data for a in state.arrays().values()}
@@ -239,14 +241,6 @@ def _apart(params: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{n: t if t.requires_grad else t.clone() for n, t in p.items()} for p in params]
 
 
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as e:
-        raise MissingExtra.of("torch", "torch", "the rule 'torch'") from e
-    return torch
-
-
 def _known(table: Mapping[str, Any], kind: str, what: str) -> Any:
     if kind not in table:
         raise SpecError(
@@ -255,191 +249,7 @@ def _known(table: Mapping[str, Any], kind: str, what: str) -> Any:
     return table[kind]
 
 
-# ---- layers, objectives and optimizers as torch has them ------------------------------------------
-
-
-def _through(
-    torch: Any, nodes: Any, layers: Any, params: list[dict[str, Any]], x: Any, env: Env
-) -> Any:
-    value = {-1: x}
-    for i, (leaf, sources) in enumerate(nodes):
-        if leaf is None:
-            value[i] = value[sources[0]] + value[sources[1]]
-        else:
-            apply = _known(LAYERS, layers[leaf].kind, "layer")
-            value[i] = apply(torch, layers[leaf], params[leaf], value[sources[0]], env.inside(leaf))
-    return value[len(nodes) - 1]
-
-
-def _dense(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    out = (*x.shape[: 1 + layer.places], layer.units)
-    x = x.reshape(math.prod(out[:-1]), -1)
-    if layer.norm != "none":
-        x = _normalize(torch, x, layer.norm)
-    a = x @ p["W"] if "b" not in p else torch.addmm(p["b"], x, p["W"])
-    return ACTIVATIONS[layer.activation](torch, a).reshape(out)
-
-
-def _block(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    own: list[dict[str, Any]] = [{} for _ in layer.leaves]
-    for path, t in p.items():
-        index, _, name = path.partition(".")
-        own[int(index)][name] = t
-    return _through(torch, layer.nodes, layer.leaves, own, x, env)
-
-
-def _embed(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    # 0 x: an id has the derivative 0, which autograd would call none at all.
-    return p["E"][x.detach().round().long()] + 0 * x[..., None]
-
-
-def _position(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    if layer.table == "learned":
-        return x + p["P"]
-    places, units = x.shape[1:]
-    even = 2 * torch.arange((units + 1) // 2, dtype=torch.float64)
-    angle = torch.outer(torch.arange(places, dtype=torch.float64), 10000.0 ** (-even / units))
-    pairs = torch.stack([angle.sin(), angle.cos()], -1).reshape(places, -1)
-    return x + pairs[:, :units].to(x.dtype)
-
-
-def _attention(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    def heads(of: str) -> Any:
-        return affine(x, of).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
-
-    def affine(x: Any, of: str) -> Any:
-        return torch.nn.functional.linear(x, p[f"W{of}"].T, p.get(f"b{of}"))
-
-    attend = torch.nn.functional.scaled_dot_product_attention
-    c = attend(heads("q"), heads("k"), heads("v"), is_causal=layer.causal)
-    return affine(c.transpose(1, 2).flatten(2), "o")
-
-
-def _graph_conv(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    n = x.reshape(len(x), -1)
-    if layer.norm != "none":
-        n = _normalize(torch, n, layer.norm)
-    a = _spread(torch, env.side["adjacency"], n @ p["W"])
-    return ACTIVATIONS[layer.activation](torch, a + p["b"] if "b" in p else a)
-
-
-def _sage(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    n = x.reshape(len(x), -1)
-    if layer.norm != "none":
-        n = _normalize(torch, n, layer.norm)
-    a = n @ p["W_self"] + _spread(torch, env.side["neighbours"], n @ p["W_neigh"])
-    return ACTIVATIONS[layer.activation](torch, a + p["b"] if "b" in p else a)
-
-
-def _spread(torch: Any, matrix: Any, rows: Any) -> Any:
-    """matrix @ rows; torch's own sparse tensors have no storage that could be counted."""
-    coo = matrix.tocoo()
-    to, source = (torch.from_numpy(at.astype(np.int64)) for at in (coo.row, coo.col))
-    sent = torch.from_numpy(coo.data).to(rows.dtype)[:, None] * rows[source]
-    return torch.zeros_like(rows).index_add(0, to, sent)
-
-
-def _recurrent(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    cell, zx, found = CELLS[layer.kind], x @ p["Wx"] + p["b"], []
-    h = c = x.new_zeros(len(x), layer.units)
-    for at in range(x.shape[1]):
-        if layer.credit == "step":
-            h, c = h.detach(), c.detach()
-        seen = h.detach() if layer.credit == "eprop" else h
-        zh = seen @ p["Wh"]
-        if layer.credit == "eprop" and zh.shape == h.shape:  # a self-connection is an own path
-            zh = zh + (h - seen) * p["Wh"].diagonal().detach()
-        h, c = cell(torch, layer, zx[:, at], zh, h, c)
-        found.append(h)
-    return h if layer.last else torch.stack(found, 1)
-
-
-def _rnn(torch: Any, layer: Any, zx: Any, zh: Any, h: Any, c: Any) -> Any:
-    return ACTIVATIONS[layer.activation](torch, zx + zh), c
-
-
-def _gru(torch: Any, layer: Any, zx: Any, zh: Any, h: Any, c: Any) -> Any:
-    (xr, xu, xn), (hr, hu, hn) = zx.chunk(3, 1), zh.chunk(3, 1)
-    u = torch.sigmoid(xu + hu)
-    return (1 - u) * torch.tanh(xn + torch.sigmoid(xr + hr) * hn) + u * h, c
-
-
-def _lstm(torch: Any, layer: Any, zx: Any, zh: Any, h: Any, c: Any) -> Any:
-    i, f, g, o = (zx + zh).chunk(4, 1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
-
-
-def _conv(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    if layer.norm != "none":
-        x = _normalize(torch, x.flatten(1), layer.norm).reshape(x.shape)
-    a = torch.nn.functional.conv2d(
-        x.permute(0, 3, 1, 2),
-        p["W"].permute(3, 2, 0, 1),
-        p.get("b"),
-        layer.stride,
-        layer.kernel // 2 if layer.padding == "same" else int(layer.padding),
-        groups=layer.groups,
-    )
-    return ACTIVATIONS[layer.activation](torch, a.permute(0, 2, 3, 1))
-
-
-def _act(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    return ACTIVATIONS[layer.activation](torch, x)
-
-
-def _max_pool(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    pool = torch.nn.functional.max_pool2d
-    return pool(x.permute(0, 3, 1, 2), layer.size, layer.stride or None).permute(0, 2, 3, 1)
-
-
-def _avg_pool(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    if not layer.size:
-        return x.flatten(1, -2).mean(1)
-    pool = torch.nn.functional.avg_pool2d
-    return pool(x.permute(0, 3, 1, 2), layer.size, layer.stride or None).permute(0, 2, 3, 1)
-
-
-def _dropout(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    mask = layer.mask(x, env)  # the same key as ours: the same mask
-    return x if mask is None else torch.where(torch.from_numpy(mask), x / (1 - layer.rate), 0)
-
-
-def _batch_norm(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    """In training it moves the buffers in place, as torch does: `_apart` guards the state."""
-    moving = p["mean"].detach(), p["var"].detach()
-    rows = x.reshape(-1, x.shape[-1])
-    a = torch.batch_norm(rows, p["g"], p["b"], *moving, env.train, 0.1, layer.eps, False)
-    return ACTIVATIONS[layer.activation](torch, a.reshape(x.shape))
-
-
-def _layer_norm(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    a = torch.nn.functional.layer_norm(x, x.shape[-1:], p["g"], p["b"], layer.eps)
-    return ACTIVATIONS[layer.activation](torch, a)
-
-
-def _rms_norm(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    a = p["g"] * x * torch.rsqrt((x * x).mean(-1, keepdim=True) + layer.eps)
-    return ACTIVATIONS[layer.activation](torch, a)
-
-
-def _group_norm(torch: Any, layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    norm = torch.nn.functional.group_norm
-    a = norm(x.movedim(-1, 1), layer.groups, p["g"], p["b"], layer.eps).movedim(1, -1)
-    return ACTIVATIONS[layer.activation](torch, a)
-
-
-def _normalize(torch: Any, x: Any, kind: str) -> Any:
-    squares = (x * x).sum(-1, keepdim=True)
-    if kind == "rms":
-        squares = squares / x.shape[-1]
-    live = squares > 0  # the root has no derivative at 0; a row of zeros gets none, as in ours
-    radius = torch.where(live, squares, 1).sqrt()
-    return torch.where(live, x / (radius + EPS), 0)
-
-
-def _hardsigmoid(torch: Any, a: Any) -> Any:
-    return torch.nn.functional.hardtanh(a, 0.0, 1.0)  # 0 at both kinks; clamp would give 1
+# ---- objectives and optimizers as torch has them ---------------------------------------------------
 
 
 def _softmax_cross_entropy(torch: Any, y: Any, t: Any) -> Any:
@@ -471,35 +281,6 @@ def _adamw(torch: Any, params: Any, o: Any) -> Any:
 
 
 Function = Callable[..., Any]
-CELLS: dict[str, Function] = {"gru": _gru, "lstm": _lstm, "rnn": _rnn}
-LAYERS: dict[str, Function] = {
-    **{kind: _recurrent for kind in CELLS},
-    "act": _act,
-    "attention": _attention,
-    "avg_pool": _avg_pool,
-    "batch_norm": _batch_norm,
-    "block": _block,
-    "conv": _conv,
-    "dense": _dense,
-    "dropout": _dropout,
-    "embed": _embed,
-    "flatten": lambda torch, layer, p, x, env: x.flatten(1),
-    "graph_conv": _graph_conv,
-    "group_norm": _group_norm,
-    "layer_norm": _layer_norm,
-    "max_pool": _max_pool,
-    "position": _position,
-    "rms_norm": _rms_norm,
-    "sage": _sage,
-}
-ACTIVATIONS: dict[str, Function] = {
-    "relu": lambda torch, a: torch.relu(a),
-    "tanh": lambda torch, a: torch.tanh(a),
-    "sigmoid": lambda torch, a: torch.sigmoid(a),
-    "hardsigmoid": _hardsigmoid,
-    "gelu": lambda torch, a: torch.nn.functional.gelu(a),
-    "identity": lambda torch, a: a,
-}
 LOSSES: dict[str, Function] = {
     "softmax_cross_entropy": _softmax_cross_entropy,
     "mse": _mse,

@@ -84,12 +84,12 @@ def test_tangents_and_messages_are_adjoint(layer, shape, backend):
 @pytest.mark.parametrize(("layer", "shape"), EXAMPLES, **NAMED)
 def test_messages_are_autograds(layer, shape):
     torch = pytest.importorskip("torch")
-    from fflearn.reference import LAYERS
+    from fflearn.torch.layers import LAYERS
 
     c = Case(layer, shape)
     x = torch.tensor(c.x, requires_grad=True)
     p = {n: torch.tensor(a, requires_grad=True) for n, a in c.p.items()}
-    y = LAYERS[layer.kind](torch, layer, p, x, c.env)
+    y = LAYERS[layer.kind](layer, p, x, c.env)
     np.testing.assert_allclose(c.t.y, y.detach().numpy(), rtol=1e-12, atol=1e-14)
     (y * torch.tensor(c.dy)).sum().backward()
     far = np.linalg.norm(layer.input_vjp(c.k, c.t, c.da) - x.grad.numpy())
@@ -151,6 +151,7 @@ def test_weights_are_named_and_drawn_from_the_key_alone(layer, shape):
     first, same, other = (layer.init(Key(s), shape, np.float64) for s in (1, 1, 2))
     assert set(layer.weights) <= set(first)
     assert set(layer.weight_std(shape)) == set(layer.weights)
+    assert bool(first) == layer.learns
     for n, a in first.items():
         assert a.tobytes() == same[n].tobytes()
         assert n not in layer.weights or not a.any() or (a != other[n]).any()

@@ -108,11 +108,11 @@ def test_credit_is_autograd_with_the_rest_of_the_past_detached(kind, credit, las
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_reference_path_follows_the_credit(kind, credit):
     torch = pytest.importorskip("torch")
-    from fflearn.reference import LAYERS
+    from fflearn.torch.layers import LAYERS
 
     layer, p, x, t, da = made(kind, credit=credit, last=False)
     p = {n: torch.tensor(a, requires_grad=True) for n, a in p.items()}
-    y = LAYERS[kind](torch, layer, p, torch.tensor(x), Env())
+    y = LAYERS[kind](layer, p, torch.tensor(x), Env())
     np.testing.assert_allclose(t.y, y.detach().numpy(), rtol=1e-12)
     (y * torch.tensor(da)).sum().backward()
     found = grads(layer, t, da)

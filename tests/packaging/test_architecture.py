@@ -39,7 +39,7 @@ KEPT_TO = {
     "cupy": ("gpu/",),
     "flwr": ("fflearn/federated.py",),
     "numba": ("fflearn/kernels/", "gpu/"),
-    "torch": ("fflearn/reference.py", "gpu/"),
+    "torch": ("fflearn/torch/", "gpu/"),
 }
 # The registry turns names into objects; nothing else asks what something is called.
 MAY_COMPARE_NAMES = ("fflearn/registry.py",)

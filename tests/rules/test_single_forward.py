@@ -39,7 +39,7 @@ def assert_autograd(engine, state, batch, goodness, temperature):
     """Every layer's update is the gradient of its own loss, its input held constant."""
     torch = pytest.importorskip("torch")
     from fflearn.base import Env
-    from fflearn.reference import LAYERS
+    from fflearn.torch.layers import LAYERS
 
     target = torch.tensor(batch.y)
     weight = torch.tensor(np.ones(len(batch.x)) if batch.weight is None else batch.weight)
@@ -48,7 +48,7 @@ def assert_autograd(engine, state, batch, goodness, temperature):
         engine.specs, engine.net.leaves, state.params, updates, strict=True
     ):
         p = {n: torch.tensor(a, requires_grad=True) for n, a in slots.items()}
-        y = LAYERS[layer.kind](torch, layer, p, x.detach(), Env(batch.side))
+        y = LAYERS[layer.kind](layer, p, x.detach(), Env(batch.side))
         kind = "lin" if spec.is_output else goodness
         local_loss(torch, y, target, weight, kind, temperature).backward()
         assert set(update.grads) == set(p)
