@@ -203,12 +203,11 @@ class Bus:
 
         Afterwards layers without a state hold what the settled ones send them.
         """
-        for sweep in range(1, steps + 1):
-            change = float(self.relax(bottom, top))
-            if not change >= tol:
-                break
+        sweeps, change = 0, np.inf
+        while sweeps < steps and change >= tol:
+            sweeps, change = sweeps + 1, float(self.relax(bottom, top))
         self._rise(bottom)
-        return Settled(sweep, change)
+        return Settled(sweeps, change)
 
     def mean(self, per_sample: Any) -> Any:
         """The (weighted) batch mean of (rows,) numbers, as `LayerView.param_vjp` takes it: 0-d."""

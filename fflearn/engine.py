@@ -99,10 +99,6 @@ class Engine:
         nodes, leaves = self.net.nodes, self.net.leaves
         tops = leaves_of(nodes, len(nodes) - 1)
         self.source = [n.sources[0] for n in nodes if n.leaf is not None]
-        self.readers = [
-            [r for r, s in enumerate(self.source) if leaf in leaves_of(nodes, s)]
-            for leaf in range(len(leaves))
-        ]
         self.last_use: list[list[int]] = [[] for _ in nodes]
         for s in range(-1, len(nodes) - 1):
             readers = [i for i, n in enumerate(nodes) if s in n.sources]
@@ -127,6 +123,7 @@ class Engine:
                 self.n_classes,
                 below < 0,
                 leaf in tops,
+                getattr(layer, "activation", "identity"),
             )
             fed = self.rule.in_shape(spec.in_shape, spec)
             spec = replace(spec, in_shape=fed, out_shape=layer.out_shape(fed))

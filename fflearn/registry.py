@@ -239,10 +239,10 @@ def _text(value: Any) -> str:
     )
 
 
-def describe(name: str) -> dict[str, Any]:
-    """What `fflearn rules --json` says of a rule."""
+def describe(name: str, **params: Any) -> dict[str, Any]:
+    """What `fflearn rules --json` says of a rule; its channels may depend on parameters."""
     kind = rule_class(name)
-    order = sorted(kind.channels, key=_rank)
+    order = sorted(rule(name, **params).channels, key=_rank)
     transport = [c.transport for c in order if c.transport != "no"]
     doc = (kind.__doc__ or "").strip().splitlines()
     return {

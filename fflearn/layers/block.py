@@ -52,6 +52,10 @@ class Block(Layer):
         return tuple(f"{i}.{n}" for i, layer in enumerate(self.leaves) for n in layer.buffers)
 
     @property
+    def activation(self) -> str:
+        return getattr(self._top(), "activation", "identity")
+
+    @property
     def couples_samples(self) -> bool:  # type: ignore[override]
         return any(layer.couples_samples for layer in self.leaves)
 

@@ -95,7 +95,7 @@ def test_every_rule_has_a_page_that_says_what_the_class_says(name):
     assert text.startswith(f"# {name}\n")
     (reads,) = re.findall(r"^\| reads \| (.*?) \|$", text, re.MULTILINE)
     named = {c for c in Channel if f"`{c.name}`" in reads}
-    assert named == kind.channels, f"the row 'reads' names {named}"
+    assert named == kind().channels, f"the row 'reads' names {named}"
     for parameter in registry.describe(name)["parameters"]:
         assert f"`{parameter}`" in text, f"{page.name} does not mention {parameter}"
     assert f"tests/rules/test_{name}.py" in text

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fflearn import locality, registry, rules
+from fflearn.base import Channel
 from fflearn.checks import bench
 
 MADE = {
@@ -28,8 +29,10 @@ def test_every_rule(make, check):
 def test_the_description_agrees_with_the_class(make):
     rule = make()
     assert rule.citation and (type(rule).__doc__ or "").strip()
-    described = registry.describe(type(rule).__module__.rpartition(".")[2])
+    name = type(rule).__module__.rpartition(".")[2]
+    described = registry.describe(name, **rule.settings())
     assert set(described["parameters"]) == set(rule.settings())
+    assert described["channels"] == [c.value for c in Channel if c in rule.channels]
     transport = {c.transport for c in rule.channels} - {"no"}
     assert described["weight_transport"] == (max(transport, default="no"))
 
