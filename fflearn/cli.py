@@ -1,4 +1,4 @@
-"""The command line: ``fflearn compare | train | predict | rules | check | doctor``.
+"""The command line: ``fflearn compare | train | predict | rules | networks | check | doctor``.
 
 Every mistake a user can make ends in one line on stderr and exit code 2, before training starts.
 """
@@ -83,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     rules = commands.add_parser("rules", help="list the learning rules")
     rules.add_argument("--json", action="store_true", help="everything, as JSON")
     rules.set_defaults(run=_rules)
+
+    networks = commands.add_parser("networks", help="list the networks by name, or spell one out")
+    networks.add_argument("spec", nargs="?", help='e.g. gcn or "gpt-nano depth=2 places=micro"')
+    networks.add_argument("--classes", type=_whole, default=10, help="its classes, or outputs")
+    networks.set_defaults(run=_networks)
 
     check = commands.add_parser("check", help="put a rule through the shared tests")
     check.add_argument("rule", help="name of a rule, or path of a file with one")
@@ -220,6 +225,25 @@ def _rules(args: argparse.Namespace) -> int:
         print(f"{'':<18} crosses layers: {reads}; weight transport: {r['weight_transport']}")
         print(f"{'':<18} {r['citation']}")
     return 0
+
+
+def _networks(args: argparse.Namespace) -> int:
+    from fflearn import zoo
+    from fflearn.networks import network
+
+    if args.spec is not None:
+        print(network(args.spec, args.classes).spec())
+        return 0
+    for name in zoo.NETWORKS:
+        _, *settings = zoo.options(name).values()
+        print(f"{name:<10} {zoo.summary(name)}")
+        if settings:
+            print(f"{'':<10} options: {', '.join(_option(s) for s in settings)}")
+    return 0
+
+
+def _option(parameter: Any) -> str:
+    return f"{parameter.name}={str(parameter.default).lower()}"
 
 
 def _check(args: argparse.Namespace) -> int:

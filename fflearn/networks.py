@@ -9,11 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fflearn import layers
+from fflearn import layers, zoo
 from fflearn.errors import ShapeError, SpecError
 from fflearn.layers.block import Block
 from fflearn.topology import Node, Residual, Sequential, flatten, map_leaves, shapes, spec_of
-from fflearn.zoo import NETWORKS
 
 STRUCTURE = ("residual", "block")
 
@@ -86,13 +85,15 @@ def network(spec: str | Network | Sequential | list[Any], n_classes: int = 10) -
 
     ``|`` joins layers; ``residual(body)`` adds its input, ``residual(body; skip)`` the skip's
     output; ``block(...)`` makes one unit of locality of its layers.  The name of a network in
-    `fflearn.zoo` stands for its layers; a number after it is its number of classes.
+    `fflearn.zoo` stands for its layers; a number after it is its number of classes, and its other
+    options are written as name=value.  A name that a layer has too, as lstm, means the network
+    where it stands alone and without a number.
 
     Parameters
     ----------
     spec : str, Network, Sequential or list of layers
     n_classes : int
-        Classes of a network given by name, where no number follows the name.
+        Classes (outputs) of a network given by name, where no number follows the name.
 
     Raises
     ------
@@ -105,6 +106,8 @@ def network(spec: str | Network | Sequential | list[Any], n_classes: int = 10) -
     'dense 512 relu norm=rms | dense 10'
     >>> network("resnet20 100").n_params((32, 32, 3))
     278324
+    >>> network("gcn width=32", n_classes=7).spec()
+    'graph_conv 32 relu | graph_conv 7'
     """
     if isinstance(spec, Network):
         return spec
@@ -130,6 +133,7 @@ class _Reader:
 
     def __init__(self, spec: str, tokens: list[str], n_classes: int):
         self.spec, self.tokens, self.count, self.n_classes = spec, tokens, 0, n_classes
+        self.total = len(tokens)
 
     def _take(self, token: str) -> None:
         if not self.tokens or self.tokens[0] != token:
@@ -158,26 +162,24 @@ class _Reader:
         while self.tokens and self.tokens[0] not in "|;()":
             words.append(self.tokens.pop(0))
         position, self.count = self.count, self.count + 1
-        if word in NETWORKS:
-            return self.named(word, words)
         known = [k for k in layers.names() if k not in STRUCTURE]
-        if word not in known:
-            near = difflib.get_close_matches(word, [*known, *STRUCTURE, *NETWORKS], 1)
+        alone = len(words) + 1 == self.total
+        named = word in zoo.NETWORKS and (word not in known or (alone and not _has_units(words)))
+        if not named and word not in known:
+            near = difflib.get_close_matches(word, [*known, *STRUCTURE, *zoo.NETWORKS], 1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
             raise SpecError(f"layer {position} is of the unknown kind {word!r}. {hint}")
         try:
-            return (layers.from_words(word, words),)
+            return self.named(word, words) if named else (layers.from_words(word, words),)
         except SpecError as e:
             raise SpecError(f"layer {position} ({' '.join([word, *words])!r}): {e}") from None
 
     def named(self, word: str, words: list[str]) -> tuple[Any, ...]:
-        classes = words or [str(self.n_classes)]
-        if len(classes) > 1 or not classes[0].isdecimal() or int(classes[0]) < 1:
-            raise SpecError(
-                f"{word!r} takes a number of classes and no more; got {' '.join(words)!r}. "
-                f"Type for instance: {word} 10"
-            )
-        return network(NETWORKS[word](int(classes[0]))).body.items
+        """The layers of a network given by name."""
+        types = {name: p.annotation for name, p in zoo.options(word).items()}
+        first = next(iter(types))
+        given = layers.options(word, words, (first,), types)
+        return network(zoo.NETWORKS[word](**{first: self.n_classes, **given})).body.items
 
     def structure(self, word: str) -> Any:
         self._take("(")
@@ -188,3 +190,8 @@ class _Reader:
             skip = self.chain()
         self._take(")")
         return Residual(body, skip) if word == "residual" else Block(body)
+
+
+def _has_units(words: list[str]) -> bool:
+    """Whether words that follow a kind make it a layer: a plain number, or units=."""
+    return any("=" not in w or w.startswith("units=") for w in words)

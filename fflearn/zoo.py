@@ -1,13 +1,32 @@
-"""Networks known by name, as spec strings: ``network("resnet20")``, ``network("vgg8 100")``.
+"""Networks known by name, as spec strings: ``network("resnet20")``, ``network("gcn width=32")``.
 
-Each is a function of the number of classes.  Convolutions that a batch normalisation follows have
-no bias: it would be subtracted again.  Every convolution, normalisation and activation is a layer
-of its own, so a unit of locality; no network has dropout.
+Each is a function of the number of outputs, which the data give: classes, ids of a vocabulary,
+or numbers to predict.  Its other parameters are the options that a spec string may set.  No network
+has dropout.  Unless it says otherwise, every layer is a unit of locality of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import getdoc, signature
+from typing import Any
+
+from fflearn.errors import SpecError
+
+PLACES = ("macro", "micro")
+
+
+def mlp(n_classes: int = 10, width: int = 256, depth: int = 2) -> str:
+    """Dense layers with relu, and a linear output: for tables and small images.
+
+    Examples
+    --------
+    >>> mlp(3, width=8, depth=1)
+    'dense 8 relu | dense 3'
+    """
+    _positive("mlp", width=width, depth=depth)
+    return " | ".join([f"dense {width} relu"] * depth + [f"dense {n_classes}"])
 
 
 def lenet(n_classes: int = 10) -> str:
@@ -61,12 +80,114 @@ def resnet20(n_classes: int = 10) -> str:
 
 def _vgg(widths: list[int]) -> str:
     """Convolutions of so many maps; 0 is a pooling."""
+    # A convolution that a batch normalisation follows needs no bias: it would be subtracted again.
     return " | ".join(f"conv {w} bias=false | batch_norm relu" if w else "max_pool" for w in widths)
 
 
-NETWORKS: dict[str, Callable[[int], str]] = {
+def gpt_nano(
+    n_classes: int = 65, width: int = 128, depth: int = 4, heads: int = 4, places: str = "macro"
+) -> str:
+    """A decoder-only transformer with pre-norm blocks, ids (T,) -> logits (T, n_classes).
+
+        x = x + attention(layer_norm(x)),   x = x + W2 gelu(W1 layer_norm(x)),   W1 4 times wider
+
+    The sequence's length is that of the data; the head does not share the embedding's table.
+
+    Parameters
+    ----------
+    n_classes : int
+        Number of ids: the vocabulary.
+    width, depth, heads : int
+        Units of each place, blocks, and heads per block.
+    places : str
+        Where a rule reaches: "macro", each block is one unit of locality, exact inside; "micro",
+        each layer is one.
+
+    Returns
+    -------
+    str
+        The spec for `fflearn.network`.
+
+    References
+    ----------
+    Radford et al. (2019), "Language models are unsupervised multitask learners", section 2.3.
+    Macro and micro: Launay et al. (2020), "Direct feedback alignment scales to modern deep
+    learning tasks and architectures", arXiv:2006.12878, section 3.4.
+
+    Examples
+    --------
+    >>> gpt_nano(65, width=8, depth=1, heads=2, places="micro").split(" | ")[:4]
+    ['embed 65 8', 'position', 'residual(layer_norm', 'attention 2)']
+    """
+    if places not in PLACES:
+        raise SpecError(
+            f"gpt-nano needs places to be one of {', '.join(PLACES)}; got {places!r}. "
+            f"Type places=macro"
+        )
+    _positive("gpt-nano", width=width, depth=depth, heads=heads)
+    if width % heads:
+        raise SpecError(
+            f"gpt-nano needs a width that is a multiple of heads; got width {width} and {heads} "
+            f"heads. Type for instance: width={heads * max(1, width // heads)}"
+        )
+    mlp = f"dense {4 * width} gelu places=1 | dense {width} places=1"
+    block = f"residual(layer_norm | attention {heads}) | residual(layer_norm | {mlp})"
+    if places == "macro":
+        block = f"block({block})"
+    return " | ".join(
+        [f"embed {n_classes} {width}", "position", *[block] * depth]
+        + ["layer_norm", f"dense {n_classes} places=1"]
+    )
+
+
+def graph(kind: str, n_classes: int = 7, width: int = 16, depth: int = 2) -> str:
+    """Graph layers with relu, the last one linear: classes of the nodes of a graph.
+
+    Kipf, Welling (2017), arXiv:1609.02907, sec. 3.1 (gcn, two layers, 16 units), and Hamilton,
+    Ying, Leskovec (2017), arXiv:1706.02216, algorithm 1 with the mean (sage).
+    """
+    _positive(kind, width=width, depth=depth)
+    return " | ".join([f"{kind} {width} relu"] * (depth - 1) + [f"{kind} {n_classes}"])
+
+
+def recurrent(
+    kind: str, n_classes: int = 10, width: int = 64, depth: int = 1, last: bool = True
+) -> str:
+    """Recurrent layers and a linear output, from the last state or (last=false) at every step."""
+    _positive(kind, width=width, depth=depth)
+    layers = [f"{kind} {width} last=false"] * depth
+    if last:
+        layers[-1] = f"{kind} {width}"
+    return " | ".join([*layers, f"dense {n_classes}" + ("" if last else " places=1")])
+
+
+def _positive(name: str, **sizes: int) -> None:
+    for option, size in sizes.items():
+        if size < 1:
+            raise SpecError(f"{name} needs {option} of 1 or more; got {size}. Leave it out.")
+
+
+NETWORKS: dict[str, Callable[..., str]] = {
+    "gcn": partial(graph, "graph_conv"),
+    "gpt-nano": gpt_nano,
+    "gru": partial(recurrent, "gru"),
     "lenet": lenet,
+    "lstm": partial(recurrent, "lstm"),
+    "mlp": mlp,
     "resnet20": resnet20,
+    "rnn": partial(recurrent, "rnn"),
+    "sage": partial(graph, "sage"),
     "vgg16": vgg16,
     "vgg8": vgg8,
 }
+
+
+def options(name: str) -> Mapping[str, Any]:
+    """The options of a network by name, as `inspect` shows them; "n_classes" comes first."""
+    return signature(NETWORKS[name]).parameters
+
+
+def summary(name: str) -> str:
+    """What a network is, in a line."""
+    make = NETWORKS[name]
+    return (getdoc(getattr(make, "func", make)) or "").split("\n")[0]

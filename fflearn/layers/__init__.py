@@ -26,6 +26,7 @@ class Layer:
     """
 
     kind: ClassVar[str]
+    learns: ClassVar[bool] = True  # has parameters
     weights: ClassVar[tuple[str, ...]] = ()  # parameters that are weight matrices
     buffers: ClassVar[tuple[str, ...]] = ()  # parameters that no gradient moves
     couples_samples: ClassVar[bool] = False  # one sample's output depends on the others
@@ -120,25 +121,37 @@ def load(kind: str) -> type[Layer]:
 def from_words(kind: str, words: list[str]) -> Layer:
     """``["512", "relu", "norm=rms"]`` -> the layer; raises SpecError."""
     layer = load(kind)
-    by_name = {f.name: f for f in fields(layer)}
+    given = options(kind, words, layer.words, {f.name: f.type for f in fields(layer)})
+    missing = [f.name for f in fields(layer) if f.default is MISSING and f.name not in given]
+    if missing:
+        example = layer.examples()[0][0].spec()
+        raise SpecError(f"{kind} needs {missing[0]}. Type for instance: {example}")
+    return layer(**given)
+
+
+def options(
+    kind: str, words: list[str], plain: tuple[str, ...], types: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the words after a name say: ``512 relu norm=rms`` -> values by option, typed.
+
+    ``plain`` are the options that come without a name, in order; SpecError for a word too many,
+    an unknown option, or a value of another type.
+    """
     given: dict[str, Any] = {}
-    positions = list(layer.words)
+    positions = list(plain)
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
             if not positions:
                 raise SpecError(
-                    f"{kind} takes {len(layer.words)} plain words {layer.words}; {word!r} is one "
-                    f"too many. Write options as name=value: {sorted(by_name)}."
+                    f"{kind} takes {len(plain)} plain words {plain}; {word!r} is one "
+                    f"too many. Write options as name=value: {sorted(types)}."
                 )
             name, value = positions.pop(0), word
-        if name not in by_name:
-            raise SpecError(f"{kind} has no option {name!r}; it has {sorted(by_name)}.")
-        given[name] = _typed(kind, name, value, by_name[name].type)
-    missing = [f.name for f in fields(layer) if f.default is MISSING and f.name not in given]
-    if missing:
-        raise SpecError(f"{kind} needs {missing[0]}. Type for instance: {kind} 512 relu")
-    return layer(**given)
+        if name not in types:
+            raise SpecError(f"{kind} has no option {name!r}; it has {sorted(types)}.")
+        given[name] = _typed(kind, name, value, types[name])
+    return given
 
 
 def _typed(kind: str, name: str, value: str, annotation: Any) -> Any:

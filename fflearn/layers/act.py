@@ -27,6 +27,7 @@ class Act(Layer):
     activation: str
 
     kind: ClassVar[str] = "act"
+    learns: ClassVar[bool] = False
     words: ClassVar[tuple[str, ...]] = ("activation",)
 
     def __post_init__(self) -> None:

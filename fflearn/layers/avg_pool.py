@@ -32,6 +32,7 @@ class AvgPool(Layer):
     stride: int = 0
 
     kind: ClassVar[str] = "avg_pool"
+    learns: ClassVar[bool] = False
     words: ClassVar[tuple[str, ...]] = ("size",)
 
     def __post_init__(self) -> None:

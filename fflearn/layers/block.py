@@ -48,6 +48,10 @@ class Block(Layer):
         return tuple(f"{i}.{n}" for i, layer in enumerate(self.leaves) for n in layer.weights)
 
     @property
+    def learns(self) -> bool:  # type: ignore[override]
+        return any(layer.learns for layer in self.leaves)
+
+    @property
     def buffers(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(f"{i}.{n}" for i, layer in enumerate(self.leaves) for n in layer.buffers)
 

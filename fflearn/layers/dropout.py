@@ -35,6 +35,7 @@ class Dropout(Layer):
     rate: float = 0.5
 
     kind: ClassVar[str] = "dropout"
+    learns: ClassVar[bool] = False
     words: ClassVar[tuple[str, ...]] = ("rate",)
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ class Flatten(Layer):
     """``y = x`` as (B, n_in).  `Dense` flattens by itself; other readers of rows may not."""
 
     kind: ClassVar[str] = "flatten"
+    learns: ClassVar[bool] = False
 
     @classmethod
     def examples(cls) -> list[tuple[Layer, tuple[int, ...]]]:

@@ -33,6 +33,7 @@ class MaxPool(Layer):
     stride: int = 0
 
     kind: ClassVar[str] = "max_pool"
+    learns: ClassVar[bool] = False
     words: ClassVar[tuple[str, ...]] = ("size",)
 
     def __post_init__(self) -> None:

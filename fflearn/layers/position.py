@@ -51,6 +51,10 @@ class Position(Layer):
         return [(cls(std=0.02), (4, 3)), (cls("sinusoidal"), (3, 5))]
 
     @property
+    def learns(self) -> bool:  # type: ignore[override]
+        return self.table == "learned"
+
+    @property
     def linear(self) -> bool:
         return True  # as of a bias
 

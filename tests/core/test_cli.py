@@ -18,6 +18,7 @@ from fflearn import __version__, cli, comparison, registry, training
 from fflearn.experiment import Experiment
 from fflearn.state import load as load_state
 from fflearn.training import CHECKPOINT, FINAL
+from fflearn.zoo import NETWORKS
 
 NET = ("--net", "dense 8 relu | dense 3")
 SMALL = ("--data", "blobs.csv", *NET, "--epochs", 2, "--batch-size", 16, "--quiet")
@@ -262,6 +263,17 @@ def test_rules_lists_every_rule_and_the_reference(say):
     text = say("rules").out
     for r in found:
         assert f"\n{r['name']} " in f"\n{text}" and r["citation"] in text
+
+
+def test_networks_are_listed_and_spelled_out(say):
+    said = say("networks")
+    assert (said.code, said.err) == (0, "")
+    lines = said.out.splitlines()
+    assert [line.split()[0] for line in lines if line[0] != " "] == list(NETWORKS)
+    assert "options: width=64, depth=1, last=true" in said.out
+    one = say("networks", "gcn width=8", "--classes", 7)
+    assert one == (0, "graph_conv 8 relu | graph_conv 7\n", "")
+    assert say("networks", "vgg9").err.startswith("fflearn: layer 0 is of the unknown kind 'vgg9'")
 
 
 def test_short_names_are_accepted_and_full_ones_shown(here, say):

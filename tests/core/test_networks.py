@@ -19,6 +19,7 @@ SPECS = [
     "residual(residual(dense 7 relu) | dense 7 gelu) | dense 2",
     "block(dense 5 tanh | residual(dense 5 relu)) | dense 3 draw=zeros",
     "residual(block(dense 5) | dense 4; residual(dense 5) | dense 4)",
+    "block(dense 5 tanh; residual(dense 5) | dense 3) | dense 3",
 ]
 
 
@@ -87,7 +88,9 @@ def test_map_changes_every_layer_and_keeps_the_structure():
         ("dense 5 | desne 3", "layer 1 is of the unknown kind 'desne'. Did you mean 'dense'?"),
         ("dense 5 | zzz 3", "layer 1 is of the unknown kind 'zzz'. Known: "),
         ("residul(dense 5)", "Did you mean 'residual'?"),
-        ("dense", r"layer 0 \('dense'\): dense needs units. Type for instance: dense 512 relu"),
+        ("dense", r"layer 0 \('dense'\): dense needs units. Type for instance: dense 5 relu"),
+        ("embed", r"layer 0 \('embed'\): embed needs vocab. Type for instance: embed 5 3"),
+        ("dense 5 | lstm", r"layer 1 \('lstm'\): lstm needs units. Type for instance: lstm 4"),
         (
             "dense 5 | dense big",
             r"layer 1 \('dense big'\): dense needs units of type int; got 'big'",
@@ -101,7 +104,11 @@ def test_map_changes_every_layer_and_keeps_the_structure():
         ("residual dense 5", r"needs '\(' where it has 'dense'"),
         ("residual(dense 5", r"needs '\)' where it has 'the end'"),
         ("residual(dense 5; dense 5; dense 5)", r"needs '\)' where it has ';'"),
-        ("block(dense 5; dense 5)", r"needs '\)' where it has ';'"),
+        ("block(dense 5; dense 5; dense 5)", r"needs '\)' where it has ';'"),
+        (
+            "block(block(dense 5; dense 3))",
+            r"nothing would run the head of 'block\(dense 5; dense 3",
+        ),
         ("residual()", "no layer at position 0"),
         ("dense 5)", r"has '\)' where '\|' or the end should be"),
         ("dense 5 | residual(dense 5 | dense x)", r"layer 2 \('dense x'\)"),

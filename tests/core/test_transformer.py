@@ -15,7 +15,7 @@ from fflearn.errors import SpecError
 from fflearn.networks import network
 from fflearn.optim import optimizer
 from fflearn.registry import rule
-from fflearn.zoo_text import gpt_nano
+from fflearn.zoo import gpt_nano
 
 VOCAB, LENGTH = 11, 6
 PLACES = ("macro", "micro")
@@ -77,8 +77,8 @@ def test_macro_and_micro_differ_in_what_is_one_unit():
     ("wrong", "told"),
     [
         ({"places": "meso"}, "places to be one of macro, micro; got 'meso'"),
-        ({"depth": 0}, "depth of 1 or more"),
-        ({"width": 10, "heads": 4}, "a multiple of heads; got depth 4, width 10 and 4 heads"),
+        ({"depth": 0}, "depth of 1 or more; got 0"),
+        ({"width": 10, "heads": 4}, "multiple of heads; got width 10 and 4 heads.*: width=8"),
     ],
 )
 def test_a_wrong_transformer_is_told(wrong, told):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fflearn import layers
 from fflearn.base import Batch
 from fflearn.engine import Engine
 from fflearn.errors import SpecError
@@ -13,8 +14,10 @@ from fflearn.layers.conv import Conv
 from fflearn.networks import network
 from fflearn.registry import rule
 from fflearn.topology import Residual
-from fflearn.zoo import NETWORKS, lenet, resnet20
+from fflearn.zoo import NETWORKS, lenet, resnet20, summary
 
+MICRO = "residual(layer_norm | attention 2)"
+MICRO += " | residual(layer_norm | dense 16 gelu places=1 | dense 4 places=1)"
 SMALL = (
     "conv 4 bias=false | batch_norm relu"
     " | residual(conv 4 bias=false | batch_norm relu | conv 4 bias=false | batch_norm) | act relu"
@@ -53,8 +56,41 @@ def test_sizes_are_the_published_ones(name, in_shape, published):
 def test_a_name_stands_for_a_spec_that_reads_back(name):
     net = network(name)
     assert network(net.spec()) == net and net.spec() == NETWORKS[name](10)
-    assert network(f"{name} 7") == network(name, n_classes=7) == network(NETWORKS[name](7))
-    assert network(f"{name} 7", n_classes=9).leaves[-1].units == 7
+    assert network(name, n_classes=7) == network(NETWORKS[name](7))
+    if name not in layers.names():  # or the number is the layer's
+        assert network(f"{name} 7") == network(f"{name} n_classes=7") == network(NETWORKS[name](7))
+        assert network(f"{name} 7", n_classes=9).leaves[-1].units == 7
+    assert len(summary(name)) > 20 and "\n" not in summary(name)
+
+
+@pytest.mark.parametrize(
+    ("spec", "layers"),
+    [
+        ("mlp", "dense 256 relu | dense 256 relu | dense 7"),
+        ("mlp 4 width=9 depth=1", "dense 9 relu | dense 4"),
+        ("gcn", "graph_conv 16 relu | graph_conv 7"),
+        ("gcn width=5 depth=3", "graph_conv 5 relu | graph_conv 5 relu | graph_conv 7"),
+        ("sage depth=1", "sage 7"),
+        ("lstm", "lstm 64 | dense 7"),
+        ("gru depth=2 width=8", "gru 8 last=false | gru 8 | dense 7"),
+        ("rnn last=false", "rnn 64 last=false | dense 7 places=1"),
+        (
+            "gpt-nano width=4 depth=1 heads=2 places=micro",
+            f"embed 7 4 | position | {MICRO} | layer_norm | dense 7 places=1",
+        ),
+    ],
+)
+def test_a_name_takes_options_and_the_datas_number_of_classes(spec, layers):
+    assert network(spec, n_classes=7).spec() == layers
+
+
+def test_a_name_that_a_layer_has_is_the_layer_wherever_it_may_be_one():
+    assert network("lstm 5").spec() == "lstm 5"
+    assert network("gru units=5 last=false").spec() == "gru 5 last=false"
+    assert network("sage 5 relu | sage 3").spec() == "sage 5 relu | sage 3"
+    for spec in ("lstm | dense 3", "dense 3 | sage", "block(gru)", "residual(rnn)"):
+        with pytest.raises(SpecError, match="needs units"):
+            network(spec)
 
 
 def test_a_name_may_stand_among_layers():
@@ -76,9 +112,23 @@ def test_resnet20_has_twenty_layers_of_weights():
     assert sizes == {32, 16, 8}
 
 
-@pytest.mark.parametrize("spec", ["resnet20 ten", "resnet20 10 10", "lenet 0", "vgg8 relu=true"])
-def test_a_name_takes_a_number_of_classes_alone(spec):
-    with pytest.raises(SpecError, match="takes a number of classes and no more"):
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("resnet20 ten", r"layer 0 \('resnet20 ten'\): resnet20 needs n_classes of type int"),
+        ("dense 3 | vgg8 5 6", r"layer 1 \('vgg8 5 6'\): .*'6' is one too many"),
+        ("lenet 0", "positive number of units; got 0"),
+        ("vgg8 relu=true", r"vgg8 has no option 'relu'; it has \['n_classes'\]"),
+        ("gcn width=0", "width of 1 or more; got 0"),
+        ("lstm depth=0", "depth of 1 or more; got 0"),
+        ("mlp depth=-1", "depth of 1 or more; got -1"),
+        ("rnn last=maybe", "last of type bool; got 'maybe'"),
+        ("gpt-nano heads=0", "heads of 1 or more"),
+        ("gpt-nano places=meso", "one of macro, micro; got 'meso'"),
+    ],
+)
+def test_wrong_options_of_a_name_are_told(spec, told):
+    with pytest.raises(SpecError, match=told):
         network(spec)
 
 
