@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fflearn.data.dataset import DataSet, checked_features, is_whole, pixels_to_unit, stratified
+from fflearn.data.dataset import DataSet, checked_features, held_out, is_whole, pixels_to_unit
+from fflearn.data.kind import checked_task
 from fflearn.errors import DataError
 
 __all__ = ["from_arrays", "load"]
@@ -22,8 +23,10 @@ _DAMAGED = (
 )
 
 
-def load(path: Path) -> DataSet:
+def load(path: Path, task: str = "") -> DataSet:
     """Load an .npz file with the arrays x, y or x_train, y_train, x_test, y_test.
+
+    ``task`` is as of `from_arrays`.
 
     Raises
     ------
@@ -33,7 +36,7 @@ def load(path: Path) -> DataSet:
     found, present = _read(path, _WHOLE + _SPLIT)
     for names in (_SPLIT, _WHOLE):
         if set(names) <= set(found):
-            return from_arrays([found[name] for name in names], path.stem)
+            return from_arrays([found[name] for name in names], path.stem, task)
     raise _lacks(path, f"{', '.join(_WHOLE)} or {', '.join(_SPLIT)}", present)
 
 
@@ -80,13 +83,19 @@ def _in_unit(xs: list[np.ndarray]) -> tuple[list[np.ndarray], bool]:
     return [pixels_to_unit(x[..., None] if x.ndim == 3 else x) for x in xs], True
 
 
-def from_arrays(arrays: Sequence, name: str = "arrays", notes: tuple[str, ...] = ()) -> DataSet:
+def from_arrays(arrays: Sequence, name: str = "arrays", task: str = "") -> DataSet:
     """Make a data set of (x, y) or (x_train, y_train, x_test, y_test).
 
     Images as bytes (dtype uint8, three axes or more) are brought to [0, 1] and to channels
     last; other x stay as they are.  Labels may be any whole numbers or strings: they are
     numbered in ascending order, and `DataSet.classes` keeps the originals.  With only x and y,
     a stratified fifth becomes the test part, always the same.
+
+    Parameters
+    ----------
+    task : str
+        "classification" or "regression".  By default, as scikit-learn's ``type_of_target``
+        tells them apart: regression where y holds floats that are no whole numbers.
 
     Raises
     ------
@@ -100,18 +109,31 @@ def from_arrays(arrays: Sequence, name: str = "arrays", notes: tuple[str, ...] =
         )
     xs, ys = list(arrays[0::2]), [_as_labels(y) for y in arrays[1::2]]
     xs, were_bytes = _in_unit(xs)
-    if were_bytes:
-        notes = (*notes, "x: bytes divided by 255")
-    ys, classes = _encode(ys, name)
-    n_classes = len(classes)
+    notes = ("x: bytes divided by 255",) if were_bytes else ()
+    task = checked_task(task or ("regression" if any(map(is_real, ys)) else "classification"))
+    classes: tuple[str, ...] = ()
+    n_classes = ys[0].shape[1] if ys[0].ndim == 2 else 1
+    if task == "classification":
+        ys, classes = _encode(ys, name)
+        n_classes = len(classes)
+
+    def made(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> DataSet:
+        return DataSet(name, x, y, x_test, y_test, n_classes, notes, classes, task=task)
+
     if len(xs) == 2:
-        return DataSet(name, xs[0], ys[0], xs[1], ys[1], n_classes, notes, classes)
+        return made(xs[0], ys[0], xs[1], ys[1])
     # Checked as a whole before it is split: an index in a message is then one the user knows.
-    whole = DataSet(name, xs[0], ys[0], xs[0], ys[0], n_classes, notes, classes)
+    whole = made(xs[0], ys[0], xs[0], ys[0])
     x, y = whole.x_train, whole.y_train
-    keep, held = stratified(y, 0.2, "test")
-    notes = (*notes, "test part: a stratified fifth, drawn from a constant")
-    return DataSet(name, x[keep], y[keep], x[held], y[held], n_classes, notes, classes)
+    keep, held = held_out(y, 0.2, "test")
+    fifth = "a stratified fifth" if task == "classification" else "a fifth"
+    notes = (*notes, f"test part: {fifth}, drawn from a constant")
+    return made(x[keep], y[keep], x[held], y[held])
+
+
+def is_real(y: np.ndarray) -> bool:
+    """Whether floats say by themselves that they are no labels: one is not whole."""
+    return y.dtype.kind == "f" and bool((np.isfinite(y) & (y != np.round(y))).any())
 
 
 def _as_labels(y) -> np.ndarray:

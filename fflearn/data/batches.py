@@ -61,7 +61,9 @@ class Batches:
         self.data = data
         self.batch_size = operator.index(batch_size)
         self.steps_per_epoch = -(-n // self.batch_size)
-        self._one_hot = np.eye(data.n_classes, dtype=np.float32)
+        self._one_hot = None
+        if data.task == "classification":
+            self._one_hot = np.eye(data.n_classes, dtype=np.float32)
         self._key = Key(seed).fold("order")
         self._augment = Augment(data.augment, seed, n) if data.augment else None
         self._cached: tuple[int, np.ndarray] | None = None
@@ -80,7 +82,7 @@ class Batches:
         Returns
         -------
         Batch
-            ``x`` float32 (B, *in), ``y`` float32 (B, C), one-hot.
+            ``x`` float32 (B, *in), ``y`` float32 (B, C), one-hot or the numbers to predict.
         """
         if step < 0:
             raise DataError(f"Batches.batch needs a step of 0 or more; got {step}. Type 0.")
@@ -89,4 +91,5 @@ class Batches:
         x = self.data.x_train[chosen]
         if self._augment is not None:
             x = self._augment(x, epoch, chosen)
-        return Batch(x, self._one_hot[self.data.y_train[chosen]])
+        y = self.data.y_train[chosen]
+        return Batch(x, y if self._one_hot is None else self._one_hot[y])

@@ -10,12 +10,14 @@ from functools import cached_property
 
 import numpy as np
 
+from fflearn.data import scores
 from fflearn.data.augment import AUGMENTATIONS
 from fflearn.data.batches import Batches
+from fflearn.data.kind import Data, checked_task
 from fflearn.errors import DataError
 from fflearn.random import Key
 
-__all__ = ["DataSet", "checked_features", "is_whole", "pixels_to_unit", "stratified"]
+__all__ = ["DataSet", "checked_features", "held_out", "is_whole", "pixels_to_unit", "stratified"]
 
 # Every split is drawn from this constant, never from the seed of a run: all rules and all runs
 # see the same test samples, so their figures can be paired.
@@ -23,8 +25,8 @@ _SPLIT_SEED = 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DataSet:
-    """Samples with class labels, split once into a training and a test part.
+class DataSet(Data):
+    """Samples with class labels or numbers to predict, split once into training and test part.
 
     Parameters
     ----------
@@ -33,16 +35,19 @@ class DataSet:
     x_train, x_test : array, shapes (N, *in) and (M, *in)
         Samples, kept as C-ordered float32.  Images are (N, H, W, C) in [0, 1].
     y_train, y_test : array of whole numbers, shapes (N,) and (M,)
-        Labels in [0, n_classes), kept as int64.
+        Labels in [0, n_classes), kept as int64.  For regression: numbers of shapes (N,) or
+        (N, K), kept as float32 (N, K).
     n_classes : int
-        How many classes there are, at least 2.
+        How many classes there are, at least 2; for regression K, at least 1.
     notes : tuple of str
         What a reader of the record should know about the data's origin.
     classes : tuple of str
-        Name of each class, or empty.
+        Name of each class (for regression: of each number), or empty.
     augment : str
         How batches move the training images about, "crop" or "flip_crop" (see
         `fflearn.data.augment`); empty leaves them as they are.  `score` never does it.
+    task : str
+        "classification", or "regression": y holds numbers to predict, none of them rescaled.
 
     Attributes
     ----------
@@ -53,7 +58,7 @@ class DataSet:
     ------
     DataError
         Not numbers, NaN or infinity, empty, shapes that do not fit, a label out of range, a
-        training part with one class only.
+        training part with one class only, or (regression) with one number only.
     """
 
     name: str
@@ -65,11 +70,13 @@ class DataSet:
     notes: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     augment: str = ""
+    task: str = "classification"
 
     def __post_init__(self) -> None:
+        kept = _targets if checked_task(self.task) == "regression" else _labels
         for part in ("train", "test"):
             x = checked_features(getattr(self, f"x_{part}"), f"x_{part} of {self.name}")
-            y = _labels(getattr(self, f"y_{part}"), f"y_{part} of {self.name}")
+            y = kept(getattr(self, f"y_{part}"), f"y_{part} of {self.name}")
             if len(x) != len(y):
                 raise DataError(
                     f"DataSet needs one label per sample; got {len(x)} samples and {len(y)} "
@@ -93,6 +100,17 @@ class DataSet:
                 "Bring x_test to the shape of x_train."
             )
         n = operator.index(self.n_classes)
+        if self.classes and len(self.classes) != n:
+            raise DataError(
+                f"DataSet needs {n} class names; got {len(self.classes)} in classes of "
+                f"{self.name}. Leave classes empty or name every class."
+            )
+        if self.task == "regression":
+            self._check_numbers(n)
+        else:
+            self._check_labels(n)
+
+    def _check_labels(self, n: int) -> None:
         for part, y in (("y_train", self.y_train), ("y_test", self.y_test)):
             if y.min() < 0 or y.max() >= n:
                 wrong = int(y[(y < 0) | (y >= n)][0])
@@ -105,11 +123,29 @@ class DataSet:
                 f"DataSet needs at least two classes to learn from; got only class "
                 f"{self.y_train[0]} in y_train of {self.name}. Add samples of another class."
             )
-        if self.classes and len(self.classes) != n:
+
+    def _check_numbers(self, n: int) -> None:
+        for part, y in (("y_train", self.y_train), ("y_test", self.y_test)):
+            if y.shape[1] != n:
+                raise DataError(
+                    f"DataSet needs n_classes = {n} numbers per sample; got {y.shape[1]} in {part} "
+                    f"of {self.name}. Give y_train and y_test as many columns as n_classes says."
+                )
+        if (self.y_train == self.y_train[0]).all():
             raise DataError(
-                f"DataSet needs {n} class names; got {len(self.classes)} in classes of "
-                f"{self.name}. Leave classes empty or name every class."
+                f"DataSet needs numbers that differ to learn from; got only {self.y_train[0]} in "
+                f"y_train of {self.name}. Add samples with other numbers."
             )
+
+    @property
+    def measures(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Scores that a table shows."""
+        return ("r2", "rmse", "mae") if self.task == "regression" else ("accuracy",)
+
+    @property
+    def net(self) -> str:  # type: ignore[override]
+        """The network where the user names none: samples (T, D) are sequences."""
+        return "lstm" if len(self.in_shape) == 2 else "mlp"
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -137,8 +173,12 @@ class DataSet:
         -------
         dict
             "accuracy"; "balanced_accuracy", the mean over classes; "f1", the mean over classes.
+            For regression "r2", "rmse" and "mae", see `fflearn.data.scores.of_numbers`.
         """
-        return scores_of(self.y_test, predict(self.x_test).argmax(axis=1), self.n_classes)
+        found = predict(self.x_test)
+        if self.task == "regression":
+            return scores.of_numbers(self.y_test, found)
+        return scores.of_classes(self.y_test, found.argmax(axis=1), self.n_classes)
 
     @cached_property
     def sha256(self) -> str:
@@ -158,14 +198,14 @@ class DataSet:
         -------
         DataSet
             Trains on nine tenths of the training part and tests on the other tenth, which is
-            stratified and always the same.  The test part of `self` is not in it.
+            stratified by class and always the same.  The test part of `self` is not in it.
 
         Raises
         ------
         DataError
             No class has two training samples.
         """
-        keep, held = stratified(self.y_train, 0.1, "validation")
+        keep, held = held_out(self.y_train, 0.1, "validation")
         return replace(
             self,
             name=f"{self.name}-validation",
@@ -177,27 +217,16 @@ class DataSet:
         )
 
     def __repr__(self) -> str:
+        task = "" if self.task == "classification" else f", task={self.task!r}"
         return (
             f"DataSet({self.name!r}, {len(self.x_train)} train, {len(self.x_test)} test, "
-            f"in_shape={self.in_shape}, n_classes={self.n_classes})"
+            f"in_shape={self.in_shape}, n_classes={self.n_classes}{task})"
         )
 
 
-def scores_of(labels: np.ndarray, found: np.ndarray, n_classes: int) -> dict[str, float]:
-    """Accuracy, balanced accuracy and macro F1 of found labels (N,), over the classes that occur.
-
-    A class counts for the recall where it is a true label, and for F1 where it is one or was
-    found, as in scikit-learn.
-    """
-    table = np.bincount(labels * n_classes + found, minlength=n_classes**2)
-    table = table.reshape(n_classes, n_classes)  # rows: true class, columns: found class
-    right, true, called = np.diag(table), table.sum(axis=1), table.sum(axis=0)
-    some, either = true > 0, true + called > 0
-    return {
-        "accuracy": float(right.sum() / len(labels)),
-        "balanced_accuracy": float((right[some] / true[some]).mean()),
-        "f1": float((2 * right[either] / (true + called)[either]).mean()),
-    }
+def held_out(y: np.ndarray, share: float, tag: str) -> tuple[np.ndarray, np.ndarray]:
+    """Divide labels (N,) as `stratified` does; of numbers (N, K) take any of the samples."""
+    return stratified(y if y.ndim == 1 else np.zeros(len(y), np.int64), share, tag)
 
 
 def stratified(y: np.ndarray, share: float, tag: str) -> tuple[np.ndarray, np.ndarray]:
@@ -233,7 +262,7 @@ def stratified(y: np.ndarray, share: float, tag: str) -> tuple[np.ndarray, np.nd
     if not is_held.any():
         raise DataError(
             f"the {tag} split needs a class with at least two samples; got {len(y)} samples of "
-            f"{len(y)} classes in y. Add samples, or check that y holds classes and not numbers."
+            f"{len(y)} classes in y. Add samples; or, to predict numbers, type task=regression."
         )
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
@@ -294,6 +323,22 @@ def _labels(value: object, where: str) -> np.ndarray:
         what, remedy = "whole numbers as labels", "Bin the values into classes"
         raise _wrong_value(array, wrong, what, remedy, where)
     return np.ascontiguousarray(array, np.int64)
+
+
+def _targets(value: object, where: str) -> np.ndarray:
+    """Numbers to predict, (N,) or (N, K), as float32 (N, K)."""
+    array = _numbers(value, where)
+    if array.ndim > 2:
+        raise DataError(
+            f"DataSet needs targets of shape (N,) or (N, K); got shape {array.shape} in {where}. "
+            "Type y.reshape(len(y), -1)."
+        )
+    with np.errstate(over="ignore"):  # as of features
+        y = np.ascontiguousarray(array.reshape(len(array), -1), np.float32)
+    if not np.isfinite(y).all():
+        what, remedy = "finite float32 numbers as targets", "Drop such samples"
+        raise _wrong_value(array, ~np.isfinite(y).reshape(array.shape), what, remedy, where)
+    return y
 
 
 def is_whole(y: np.ndarray) -> np.ndarray:

@@ -93,8 +93,8 @@ def find(source: Source, download: bool = True) -> tuple[list[Path], tuple[str, 
             )
         notes = tuple(_foreign(source, present))
         if notes:
-            # The frame to blame is the caller of load(): find <- source's load <- load.
-            warnings.warn(f"{source.name}: {'; '.join(notes)}", UserWarning, stacklevel=4)
+            # The frame to blame is the caller of load(): find <- source's load <- _load <- load.
+            warnings.warn(f"{source.name}: {'; '.join(notes)}", UserWarning, stacklevel=5)
         return present, notes
     return _from_cache(source, download), ()
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from fflearn.base import Batch
+from fflearn.data import scores
 from fflearn.data.dataset import checked_features, stratified
+from fflearn.data.kind import Data
 from fflearn.errors import DataError
 
 __all__ = ["GraphData", "WholeGraph", "operators"]
@@ -20,7 +22,7 @@ PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class GraphData:
+class GraphData(Data):
     """Nodes with features and class labels, and the edges between them.
 
     Every step learns from the whole graph.  Labels of nodes outside the training part are never
@@ -64,6 +66,8 @@ class GraphData:
     n_classes: int
     notes: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+
+    net = "gcn"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", checked_features(self.x, f"x of {self.name}"))
@@ -151,12 +155,14 @@ class GraphData:
         Returns
         -------
         dict
-            "accuracy" on the test part, and "validation_accuracy" where there is such a part.
+            "accuracy", "balanced_accuracy" and "f1" on the test part, as of `DataSet.score`, and
+            "validation_accuracy" where there is such a part.
         """
-        right = predict(self.x, side=self.side).argmax(axis=1) == self.y
-        found = {"accuracy": float(right[self.test].mean())}
+        called, at = predict(self.x, side=self.side).argmax(axis=1), self.test
+        found = scores.of_classes(self.y[at], called[at], self.n_classes)
         if len(self.validation):
-            found["validation_accuracy"] = float(right[self.validation].mean())
+            right = called[self.validation] == self.y[self.validation]
+            found["validation_accuracy"] = float(right.mean())
         return found
 
 

@@ -18,18 +18,25 @@ _LABEL_NAMES = ("label", "target", "class", "y")
 Row = tuple[int, list[str]]  # line number in the file, cells
 
 
-def load(path: Path) -> DataSet:
+def load(path: Path, task: str = "") -> DataSet:
     """Load a comma-separated file, UTF-8, with or without a header.
 
     The label is the column called label, target, class or y, or else the last one; it holds
     whole numbers or text.  All other columns are features and hold numbers, which are not
     rescaled.  A stratified fifth of the rows is the test part, always the same.
 
+    Parameters
+    ----------
+    task : str
+        "regression": the label column holds numbers to predict; "classification": it does not.
+        By default it does where it has one of the names above and not all numbers are whole.
+
     Raises
     ------
     DataError
         Empty file, rows of different lengths, a feature that is no finite number (the message
-        names its row and column), labels that are missing or fractional.
+        names its row and column), labels that are missing, or fractional in a column without
+        one of those names.
     """
     rows = _rows(path)
     if len(rows[0][1]) < 2:
@@ -41,8 +48,9 @@ def load(path: Path) -> DataSet:
     if not samples:
         raise _wrong("at least one row of data", "a header only", path, "Add the data")
     x = np.stack([_features(row, label, header, path) for row in samples])
-    y = _labels([(line, cells[label]) for line, cells in samples], path)
-    return arrays.from_arrays((x, y), path.stem)
+    known = bool(set(_LABEL_NAMES) & set(header))
+    y = _labels([(line, cells[label]) for line, cells in samples], path, task, known)
+    return arrays.from_arrays((x, y), path.stem, task)
 
 
 def load_samples(path: Path, n_features: int) -> np.ndarray:
@@ -128,17 +136,28 @@ def _features(row: Row, label: int, header: list[str], path: Path) -> np.ndarray
     return x
 
 
-def _labels(cells: list[tuple[int, str]], path: Path) -> np.ndarray:
+def _labels(cells: list[tuple[int, str]], path: Path, task: str, known: bool) -> np.ndarray:
+    """The label column; ``known``: by its name, and not only by being the last one."""
     for line, cell in cells:
         if cell.lower() in ("", "nan"):
             raise _wrong("a label in every row", "none", f"row {line} of {path}", "Fill it in")
     values = [_number(cell) for _, cell in cells]
-    if not all(map(math.isfinite, values)):
+    text = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+    if text is not None:
+        line, cell = cells[text]
+        if task == "regression":
+            remedy = "Encode the text as numbers, or type task=classification"
+            raise _wrong("finite numbers as targets", repr(cell), f"row {line} of {path}", remedy)
         return np.array([cell for _, cell in cells])
-    for (line, cell), value in zip(cells, values, strict=True):
-        if value != round(value):
-            remedy = "Bin the numbers into classes; or move the label column to the end"
-            raise _wrong("whole numbers or text as labels", cell, f"row {line} of {path}", remedy)
+    if task == "classification" or not (task or known):
+        for (line, cell), value in zip(cells, values, strict=True):
+            if value != round(value):
+                remedy = "To predict these numbers, type task=regression (--task regression); "
+                remedy += (
+                    "if they are no labels, name the label column 'label' or move it to the end"
+                )
+                what = "whole numbers or text as labels"
+                raise _wrong(what, cell, f"row {line} of {path}", remedy)
     return np.array(values)
 
 

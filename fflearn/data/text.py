@@ -12,6 +12,7 @@ import numpy as np
 
 from fflearn.data import fetch
 from fflearn.data.crops import Crops
+from fflearn.data.kind import Data
 from fflearn.data.official import SOURCES
 from fflearn.errors import DataError
 
@@ -20,9 +21,11 @@ __all__ = ["TextData", "from_text", "load", "load_shakespeare"]
 # Characters that `score` predicts at a time: a bound on memory, without effect on the figures.
 _AT_ONCE = 1 << 14
 
+LENGTH = 128  # characters of a sample, where nothing else is said
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TextData:
+class TextData(Data):
     """A text by character ids, its beginning for training and its end for testing.
 
     Parameters
@@ -57,8 +60,11 @@ class TextData:
     ids_train: np.ndarray
     ids_test: np.ndarray
     vocabulary: str
-    length: int = 128
+    length: int = LENGTH
     notes: tuple[str, ...] = ()
+
+    measures = ("accuracy", "perplexity")
+    net = "gpt-nano width=64 depth=2 heads=2"
 
     def __post_init__(self) -> None:
         if isinstance(self.length, bool) or not isinstance(self.length, int) or self.length < 1:
@@ -194,7 +200,7 @@ class TextData:
         )
 
 
-def from_text(name: str, text: str, length: int = 128, notes: tuple[str, ...] = ()) -> TextData:
+def from_text(name: str, text: str, length: int = LENGTH, notes: tuple[str, ...] = ()) -> TextData:
     """A text as data: its first nine tenths for training, its last tenth for testing."""
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     known, ids = np.unique(codes, return_inverse=True)
@@ -202,18 +208,18 @@ def from_text(name: str, text: str, length: int = 128, notes: tuple[str, ...] = 
     return TextData(name, train, test, "".join(map(chr, known.tolist())), length, notes)
 
 
-def load(path: Path) -> TextData:
-    """Load a .txt file in UTF-8.
+def load(path: Path, length: int = LENGTH) -> TextData:
+    """Load a .txt file in UTF-8, in samples of ``length`` characters.
 
     Raises
     ------
     DataError
         Not UTF-8, or too short.
     """
-    return _read(path, path.stem)
+    return _read(path, path.stem, length)
 
 
-def load_shakespeare(download: bool = True) -> TextData:
+def load_shakespeare(download: bool = True, length: int = LENGTH) -> TextData:
     """Load Tiny Shakespeare: a million characters of his plays, 65 different ones.
 
     References
@@ -222,17 +228,17 @@ def load_shakespeare(download: bool = True) -> TextData:
     """
     source = SOURCES["shakespeare"]
     (path,), notes = fetch.find(source, download)
-    return _read(path, source.name, notes)
+    return _read(path, source.name, length, notes)
 
 
-def _read(path: Path, name: str, notes: tuple[str, ...] = ()) -> TextData:
+def _read(path: Path, name: str, length: int, notes: tuple[str, ...] = ()) -> TextData:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise DataError(
             f"a text needs to be a file in UTF-8; got {error} in {path}. Save it as UTF-8."
         ) from error
-    return from_text(name, text, notes=notes)
+    return from_text(name, text, length, notes)
 
 
 def _parts(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

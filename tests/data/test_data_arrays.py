@@ -59,7 +59,7 @@ BAD_TUPLES = {
     "three": ((X, Y, X), "got 3 arrays"),
     "empty": ((X[:0], Y[:0]), "at least one sample"),
     "two axes of labels": ((X, np.eye(2)[Y]), "argmax"),
-    "fractions": ((X, Y + 0.25), "whole numbers"),
+    "half a label missing": ((X, np.where(Y, 1.0, np.nan)), "whole numbers"),
     "mixed labels": ((X, Y, X, Y.astype(str)), "needs numbers"),
     "numbers and text in one": ((X, np.array([0, "a"] * 10, object)), "dtype object"),
     "lengths": ((X, Y[:-1]), "20 samples and 19 labels"),

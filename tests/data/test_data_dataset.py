@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fflearn.data import DataSet, load
-from fflearn.data.dataset import scores_of, stratified
+from fflearn.data.dataset import stratified
+from fflearn.data.scores import of_classes
 from fflearn.errors import DataError, FFLearnError
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -154,7 +155,7 @@ def test_scores_are_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     for n_classes in (2, 5):
         labels, found = rng.integers(0, n_classes, 200), rng.integers(0, n_classes, 200)
-        got = scores_of(labels, found, n_classes)
+        got = of_classes(labels, found, n_classes)
         assert got["accuracy"] == pytest.approx(metrics.accuracy_score(labels, found))
         balanced = metrics.balanced_accuracy_score(labels, found)
         assert got["balanced_accuracy"] == pytest.approx(balanced)

@@ -86,8 +86,15 @@ def test_score_looks_at_each_part_alone():
         scores[[0, 1, 2, 3, 5], [1, 0, 0, 1, 1]] = 1  # right at 2 and 3, wrong at 5
         return scores
 
-    assert data.score(predict) == {"accuracy": 0.5, "validation_accuracy": 1.0}
-    assert next(iter(data.score(predict))) == "accuracy"
+    # Right at 3, of class 1; wrong at 5, of class 0 and called 1: recalls 1 and 0, F1 2/3 and 0.
+    found = data.score(predict)
+    assert found == {
+        "accuracy": 0.5,
+        "balanced_accuracy": 0.5,
+        "f1": pytest.approx(1 / 3),
+        "validation_accuracy": 1.0,
+    }
+    assert next(iter(found)) == "accuracy" == data.measures[0]
     assert seen[0][0] is data.x and seen[0][1] is data.side
     assert (data.test_n, data.n_train, data.in_shape) == (2, 2, (4,))
     assert "2 train, 1 validation, 2 test" in repr(data)
@@ -110,7 +117,8 @@ def test_validation_is_the_part_for_it_and_then_a_cut_of_training():
     assert len(cut.test) == 4 and len(cut.train) == 26  # round(1.5) of each class
     assert sorted([*cut.train, *cut.test]) == list(range(30))
     assert (cut.split_validation().test == wide.split_validation().split_validation().test).all()
-    assert set(wide.score(lambda x, side=None: np.eye(2)[np.zeros(40, int)])) == {"accuracy"}
+    found = wide.score(lambda x, side=None: np.eye(2)[np.zeros(40, int)])
+    assert set(found) == {"accuracy", "balanced_accuracy", "f1"}
 
 
 def test_the_digest_tells_graphs_apart():

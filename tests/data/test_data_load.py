@@ -69,3 +69,42 @@ def test_the_top_level_offers_it():
     import fflearn
 
     assert fflearn.load_data is load and fflearn.DataSet is DataSet
+
+
+# ---- lengths --------------------------------------------------------------------------------------
+
+
+def test_sequences_come_at_the_length_after_the_colon(tmp_path):
+    path = tmp_path / "story.txt"
+    path.write_text("to be or not to be " * 8)  # too short for the default of 128
+    story = load(f"{path}:10")
+    assert (story.in_shape, story.name) == ((10,), "story:10")
+    assert load(f"{path}:11").sha256 != story.sha256
+    assert load("adding:7").in_shape == (7, 2) and load("adding:7").name == "adding:7"
+    assert load("copy:3").in_shape == (2 * 5 + 3, 10) and load("copy:3").delay == 3
+    with pytest.raises(DataError, match="more than length = 128 characters"):
+        load(path)
+
+
+def test_shakespeare_comes_at_a_length(tmp_path, monkeypatch):
+    monkeypatch.setenv("FFLEARN_DATA", str(tmp_path))
+    (tmp_path / "input.txt").write_text("to be or not to be " * 100)
+    with pytest.warns(UserWarning, match="shakespeare"):
+        found = load("shakespeare:64", download=False)
+    assert found.in_shape == (64,) and found.name == "shakespeare:64"
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("digits:8", "only shakespeare, adding, copy and .txt files take a length.* Type digits"),
+        ("table.csv:8", r"got 'table.csv' with 8"),
+        ("adding:1", "length of 2 or more; got 1"),
+        ("nowhere.txt:64", "existing file; got 'nowhere.txt'"),
+        ("shakespeare:long", "sequences as shakespeare:64.*got 'shakespeare:long'"),
+        ("copy:", "got 'copy:'"),
+    ],
+)
+def test_a_wrong_length_is_told(spec, told):
+    with pytest.raises(DataError, match=told):
+        load(spec)

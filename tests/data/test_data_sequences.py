@@ -1,4 +1,4 @@
-"""Sequences: images by rows, and the copy task."""
+"""Sequences: images by rows, the copy task and the adding problem."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import gzip
 import numpy as np
 import pytest
 
-from fflearn.data import CopyTask, load
+from fflearn.data import AddingTask, CopyTask, load
 from fflearn.errors import DataError
 
 
@@ -128,3 +128,52 @@ def test_wrong_batches_are_told(size):
         CopyTask().batches(size, 0)
     with pytest.raises(DataError, match="step of 0 or more; got -1"):
         CopyTask().batches(4, 0).batch(-1)
+
+
+# ---- the adding problem ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [2, 3, 10])
+def test_a_sum_is_of_one_number_in_each_half(length):
+    data = AddingTask(length=length)
+    batch = data.batches(400, seed=0).batch(0)
+    x, y = batch.x, batch.y
+    assert x.shape == (400, length, 2) and y.shape == (400, 1) and data.in_shape == (length, 2)
+    assert x.dtype == y.dtype == np.float32 and (data.task, data.n_classes) == ("regression", 1)
+    marks, half = x[..., 1], length // 2
+    assert set(np.unique(marks)) <= {0, 1}
+    assert (marks[:, :half].sum(1) == 1).all() and (marks[:, half:].sum(1) == 1).all()
+    assert (marks.sum(0) > 0).all()  # every step is marked somewhere
+    for i in range(400):
+        first, second = np.flatnonzero(marks[i])
+        assert y[i, 0] == x[i, first, 0] + x[i, second, 0]
+    values = x[..., 0]
+    assert 0 <= values.min() and values.max() < 1 and abs(values.mean() - 0.5) < 0.05
+    one, other = np.argmax(marks[:, :half], 1), np.argmax(marks[:, half:], 1)
+    if length == 10:  # drawn apart: all pairs of places occur
+        assert len(set(zip(one.tolist(), other.tolist(), strict=True))) == 25
+
+
+def test_the_adding_problem_is_drawn_like_the_copy_task():
+    data = load("adding")
+    assert data.in_shape == (50, 2) and data.name == "adding" and data.classes == ("sum",)
+    one = data.batches(8, seed=1)
+    assert (one.batch(9).x == data.batches(8, seed=1).batch(9).x).all()
+    assert (one.batch(9).x != data.batches(8, seed=2).batch(9).x).any()
+    assert len({one.batch(step).x.tobytes() for step in range(50)}) == 50
+    seen = []
+    for part in (data, data.split_validation()):
+        part.score(lambda x, side=None: seen.append(x) or np.ones((512, 1)))
+    assert (seen[0] != seen[1]).any() and data.split_validation().task == "regression"
+    assert AddingTask(length=60).sha256 != data.sha256 == AddingTask().sha256
+    with pytest.raises(DataError, match="the adding task needs length of 2 or more; got 1"):
+        AddingTask(length=1)
+
+
+def test_predicting_the_mean_scores_nothing():
+    data = AddingTask(test_n=20_000)
+    found = data.score(lambda x, side=None: np.ones((len(x), 1)))
+    assert tuple(found) == data.measures and abs(found["r2"]) < 1e-3
+    assert found["rmse"] == pytest.approx(np.sqrt(1 / 6), rel=0.02)
+    sums = data.score(lambda x, side=None: (x[..., 0] * x[..., 1]).sum(1, keepdims=True))
+    assert sums["r2"] == 1 and sums["mae"] == 0
