@@ -13,7 +13,7 @@ from fflearn.base import Env, Trace
 from fflearn.errors import ShapeError, SpecError
 from fflearn.kernels.patches import out_size
 from fflearn.layers import Layer
-from fflearn.layers.dense import CHOICES
+from fflearn.layers.dense import CHOICES, UNIFORM
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Conv(Layer):
     def init(self, key: Any, in_shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
         shape = (self.kernel, self.kernel, in_shape[2] // self.groups, self.units)
         std = self.weight_std(in_shape)["W"]
-        if self.draw == "xavier":
+        if self.draw in UNIFORM:
             w = (2 * key.fold("W").uniform(shape, np.float64) - 1) * (math.sqrt(3) * std)
         else:
             w = key.fold("W").normal(shape, dtype) * std
@@ -145,6 +145,8 @@ class Conv(Layer):
             return {"W": 0.0}
         if self.draw == "xavier":
             return {"W": math.sqrt(2 / (n_in + self.kernel**2 * (self.units // self.groups)))}
+        if self.draw == "uniform":
+            return {"W": math.sqrt(1 / (3 * n_in))}
         gain = 2 if self.draw == "kaiming" and self.activation in ("relu", "gelu") else 1
         return {"W": math.sqrt(gain / n_in)}
 

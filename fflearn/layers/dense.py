@@ -17,8 +17,9 @@ from fflearn.layers import Layer
 CHOICES = {
     "activation": tuple(ACTIVATIONS),
     "norm": ("none", "rms", "unit"),
-    "draw": ("kaiming", "xavier", "lecun", "zeros"),
+    "draw": ("kaiming", "xavier", "lecun", "uniform", "zeros"),
 }
+UNIFORM = ("xavier", "uniform")  # draws that are uniform; the others are normal
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Dense(Layer):
     draw : str
         Initial W (n_in, units): "kaiming", N(0, g^2/n_in) with g^2 = 2 for relu and gelu, else 1
         (He et al., 2015); "xavier", U(+-sqrt(6/(n_in+units))) (Glorot & Bengio, 2010);
-        "lecun", N(0, 1/n_in); "zeros".
+        "lecun", N(0, 1/n_in); "uniform", U(+-sqrt(1/n_in)), PyTorch's default; "zeros".
     places : int
         Leading axes of a sample that are kept: 1 for a sequence (T, n_in) -> (T, units), whose
         places share W and b; 0 flattens the whole sample.
@@ -89,7 +90,7 @@ class Dense(Layer):
 
     def init(self, key: Any, in_shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
         shape, std = (self._n_in(in_shape), self.units), self.weight_std(in_shape)["W"]
-        if self.draw == "xavier":
+        if self.draw in UNIFORM:
             # Drawn in float64, as normal draws are, so that both precisions start alike.
             w = (2 * key.fold("W").uniform(shape, np.float64) - 1) * (math.sqrt(3) * std)
         else:
@@ -103,6 +104,8 @@ class Dense(Layer):
             return {"W": 0.0}
         if self.draw == "xavier":
             return {"W": math.sqrt(2 / (n_in + self.units))}
+        if self.draw == "uniform":
+            return {"W": math.sqrt(1 / (3 * n_in))}
         gain = 2 if self.draw == "kaiming" and self.activation in ("relu", "gelu") else 1
         return {"W": math.sqrt(gain / n_in)}
 

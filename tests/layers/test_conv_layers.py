@@ -142,13 +142,14 @@ def test_an_image_read_with_a_norm_is_normalised_as_a_whole():
     np.testing.assert_allclose(run(Conv(3, norm="rms"), x, p).y, run(Conv(3), n, p).y, rtol=1e-6)
 
 
-@pytest.mark.parametrize("draw", ["kaiming", "xavier", "lecun", "zeros"])
+@pytest.mark.parametrize("draw", ["kaiming", "xavier", "lecun", "uniform", "zeros"])
 def test_weights_have_the_deviation_that_is_told(draw):
     layer = Conv(60, "relu", 5, groups=2, draw=draw)
     w, std = layer.init(Key(0), (9, 9, 40), np.float64)["W"], layer.weight_std((9, 9, 40))["W"]
     assert w.shape == (5, 5, 20, 60) and w.std() == pytest.approx(std, rel=0.02, abs=0)
     n_in = 25 * 20
     by_hand = {"kaiming": 2 / n_in, "lecun": 1 / n_in, "xavier": 2 / (n_in + 25 * 30), "zeros": 0}
+    by_hand["uniform"] = 1 / (3 * n_in)
     assert std**2 == pytest.approx(by_hand[draw])
 
 

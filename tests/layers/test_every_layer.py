@@ -157,7 +157,7 @@ def test_weights_are_named_and_drawn_from_the_key_alone(layer, shape):
         assert n not in layer.weights or not a.any() or (a != other[n]).any()
 
 
-@pytest.mark.parametrize("draw", ["kaiming", "xavier", "lecun", "zeros"])
+@pytest.mark.parametrize("draw", ["kaiming", "xavier", "lecun", "uniform", "zeros"])
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
 def test_weights_have_the_deviation_that_is_told(draw, activation):
     layer = Dense(400, activation, draw=draw)
@@ -165,9 +165,10 @@ def test_weights_have_the_deviation_that_is_told(draw, activation):
     assert w.std() == pytest.approx(std, rel=0.01, abs=0) and abs(w.mean()) <= 0.01 * std
     gain = 2 if activation in ("relu", "gelu") else 1
     by_hand = {"kaiming": gain / 300, "lecun": 1 / 300, "xavier": 2 / 700, "zeros": 0}
+    by_hand["uniform"] = 1 / 900
     assert std**2 == pytest.approx(by_hand[draw])
-    if draw == "xavier":
-        assert np.abs(w).max() <= np.sqrt(6 / 700) < 1.01 * np.abs(w).max()
+    if draw in ("xavier", "uniform"):
+        assert np.abs(w).max() <= np.sqrt(3 * by_hand[draw]) < 1.01 * np.abs(w).max()
 
 
 def test_a_block_has_the_deviations_of_its_layers():
