@@ -34,7 +34,8 @@ INTRO = """# Results
 Written by `python -m benchmarks.replay` from the recipes in `benchmarks/recipes` and the records in
 `benchmarks/results`. Do not edit it: edit those.
 
-Accuracy: mean ± standard error over the seeds, at the end of training, on the test part. Training:
+Accuracy: mean ± standard error over the seeds, at the end of training, on the test part. Loss, where
+a table has it: mean cross-entropy per prediction, on the test part. Training:
 time in training steps alone. Peak learning: arrays kept alive for learning, parameters and
 optimizer state left out. Weight transport: whether a message passes through the forward weights
 (yes), their signs (sign), or neither (no)."""
@@ -147,8 +148,8 @@ class Row:
     @property
     def accuracies(self) -> list[float]:
         """Test accuracy in percent, by seed."""
-        by = self.predictor
-        return [100 * (r["accuracies"][by] if by else r["test_accuracy"]) for r in self.records]
+        by = self.predictor or next(iter(self.records[0]["metrics"]))
+        return [100 * r["metrics"][by]["accuracy"] for r in self.records]
 
     @property
     def mean(self) -> float:
@@ -187,8 +188,14 @@ class Row:
         below = self.published_range[1] - self.mean
         return below if below > self.standard_error + TOLERANCE else 0.0
 
+    @property
+    def losses(self) -> list[float]:
+        """Test loss by seed; empty where the data's score has none."""
+        by = self.predictor or next(iter(self.records[0]["metrics"]))
+        return [r["metrics"][by]["loss"] for r in self.records if "loss" in r["metrics"][by]]
+
     def cells(self) -> list[str]:
-        """As `HEAD` names them."""
+        """As `HEAD` names them, the loss at the end where there is one."""
         first, planned = self.records[0], len(self.recipe.experiment.seeds)
         pm = f" ± {self.standard_error:.2f}" if len(self.records) > 1 else ""
         short = "" if self.epochs >= self.full_length else ", not run at full length"
@@ -203,6 +210,7 @@ class Row:
             f"{max(r['peak_learning_bytes'] for r in self.records) / 1e6:.3g}",
             _floats(first["floats_per_sample"]),
             first["weight_transport"],
+            *([f"{statistics.mean(self.losses):.3f}"] if self.losses else []),
         ]
 
     def _published_cell(self) -> str:
@@ -230,7 +238,7 @@ def rows_of(recipe: Recipe, records: Iterable[Record]) -> list[Row]:
     """One row per rule, or per rule and way to predict where it has several."""
     rows = []
     for label, own in belonging(recipe, records).items():
-        several = own[0]["accuracies"] if len(own[0]["accuracies"]) > 1 else [""]
+        several = own[0]["metrics"] if len(own[0]["metrics"]) > 1 else [""]
         rows += [Row(label, predictor, own, recipe) for predictor in several]
     return rows
 
@@ -271,7 +279,8 @@ def section(recipe: Recipe, records: Iterable[Record]) -> str:
         return "\n\n".join([*parts, "\n".join(listed), f"Not run yet. Type {command}."])
     machines = sorted({sentence(r["fingerprint"]) for row in rows for r in row.records})
     listed += [f"- command: {command}", *(f"- machine: {m}" for m in machines)]
-    table = [HEAD, ["---"] * len(HEAD), *(row.cells() for row in rows)]
+    head = [*HEAD, "test loss"] if rows[0].losses else HEAD
+    table = [head, ["---"] * len(head), *(row.cells() for row in rows)]
     lines = ["| " + " | ".join(cells) + " |" for cells in table]
     notes = [row.explanation() for row in rows if row.shortfall]
     return "\n\n".join([*parts, "\n".join(listed), "\n".join(lines), *notes])

@@ -152,8 +152,7 @@ def made_up(
                 "seed": run.seed,
                 "spec": run.spec(),
                 "epochs": recipe.experiment.epochs,
-                "test_accuracy": next(iter(by.values())),
-                "accuracies": by,
+                "metrics": {name: {"accuracy": a} for name, a in by.items()},
                 "train_seconds": 10.0 + run.seed,
                 "peak_learning_bytes": 1_500_000,
                 "floats_per_sample": {"error": 20.0, "activity": 1024.0},
@@ -229,6 +228,15 @@ def test_shortfall_allows_three_tenths_of_a_point_and_one_standard_error(recipe,
     assert bool(results.rows_of(recipe, one)[0].shortfall) is short
     wide = made_up(recipe, {("dfa", 0): mean - 0.02, ("dfa", 1): mean + 0.02})
     assert not results.rows_of(recipe, wide)[0].shortfall
+
+
+def test_a_loss_is_shown_where_the_data_is_scored_by_one(recipe, records):
+    assert "test loss" not in results.section(recipe, records)
+    for record in records:
+        for found in record["metrics"].values():
+            found["loss"] = 2.5 + 0.25 * record["seed"]
+    assert results.rows_of(recipe, records)[0].cells()[-1] == "2.750"
+    assert "| weight transport | test loss |" in results.section(recipe, records)
 
 
 def test_records_of_other_settings_stay_out(recipe, records):
