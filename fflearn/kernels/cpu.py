@@ -1,8 +1,9 @@
 """`CpuKernels`: the reference with its hot methods compiled by Numba.
 
 Each override allocates its outputs with NumPy (so that memory tools see them), hands them to a
-compiled loop, and leaves to the reference what the loop does not cover: other dtypes (complex
-states), other ranks, activations whose exp NumPy vectorises and Numba does not.
+compiled loop, and leaves to the reference what the loop does not cover: other dtypes, other
+ranks, activations whose exp NumPy vectorises and Numba does not.  Complex states meet real
+weights twice, with their real and their imaginary parts.
 
 Differences from the reference, relative to the size of the summed terms: products and row sums
 are reordered, so n-term sums differ by about sqrt(n) roundings; exp and log differ by an ulp or
@@ -10,8 +11,9 @@ two; everything else has the same bits.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numba
 import numpy as np
@@ -65,6 +67,8 @@ class CpuKernels(Kernels):
 
     # ---- products ---------------------------------------------------------------------------
     def matmul(self, a: Array, b: Array) -> Array:
+        if _mixed(a, b):
+            return _by_parts(self.matmul, a, b)
         if not _fast(a, b):
             return super().matmul(a, b)
         return _product(False, False, a, b, (a.shape[0], b.shape[1]))
@@ -75,6 +79,8 @@ class CpuKernels(Kernels):
         return _product(True, False, a, b, (a.shape[1], b.shape[1]))
 
     def matmul_nt(self, a: Array, b: Array) -> Array:
+        if _mixed(a, b):
+            return _by_parts(self.matmul_nt, a, b)
         if not _fast(a, b):
             return super().matmul_nt(a, b)
         return _product(False, True, a, b, (a.shape[0], b.shape[0]))
@@ -110,6 +116,9 @@ class CpuKernels(Kernels):
 
     # ---- convolutions -----------------------------------------------------------------------
     def conv(self, x: Array, W: Array, b: Array | None, stride: int, padding: int) -> Array:
+        if _mixed(x, W):
+            a = _by_parts(self.conv, x, W, None, stride, padding)
+            return a if b is None else a + b
         shape = _conv_shape(x, W, stride, padding)
         if not shape or (b is not None and b.shape != shape[3:]):
             return super().conv(x, W, b, stride, padding)
@@ -140,6 +149,8 @@ class CpuKernels(Kernels):
     def conv_input(
         self, da: Array, W: Array, in_shape: tuple[int, ...], stride: int, padding: int
     ) -> Array:
+        if _mixed(da, W):
+            return _by_parts(self.conv_input, da, W, in_shape, stride, padding)
         out = np.empty((len(da), *in_shape), da.dtype)
         if _conv_shape(out, W, stride, padding) != da.shape:
             return super().conv_input(da, W, in_shape, stride, padding)
@@ -307,6 +318,19 @@ def _fast(*arrays: Array) -> bool:
         if a.ndim != 2 or a.dtype != dtype or a.size == 0:
             return False
     return True
+
+
+def _mixed(rows: Array, weights: Array) -> bool:
+    """Complex rows and real weights."""
+    return rows.dtype.char in "FD" and weights.dtype.char in "fd"
+
+
+def _by_parts(product: Callable[..., Array], rows: Array, *others: Any) -> Array:
+    """A product that is linear in its rows: real parts, then imaginary ones, in one call."""
+    both = product(np.concatenate([rows.real, rows.imag]), *others)
+    out = np.empty_like(rows, shape=(len(rows), *both.shape[1:]))
+    out.real, out.imag = both[: len(rows)], both[len(rows) :]
+    return out
 
 
 def _alike(*arrays: Array) -> bool:

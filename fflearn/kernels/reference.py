@@ -102,7 +102,7 @@ class Kernels:
 
     # ---- activations ------------------------------------------------------------------------
     def act(self, a: Array, kind: str) -> Array:
-        """y = act(a), elementwise; gelu is the exact a Phi(a)."""
+        """y = act(a), elementwise; gelu is the exact a Phi(a).  Complex a: tanh, sigmoid."""
         if kind == "identity":
             return a
         if kind == "relu":
@@ -378,8 +378,14 @@ def _one_hot(label: Array, like: Array) -> Array:
 
 
 def _sigmoid(a: Array) -> Array:
-    e = np.exp(-np.abs(a))  # never overflows
-    return np.where(a >= 0, 1, e) / (1 + e)
+    e = np.exp(-np.abs(a.real))  # never overflows
+    if not np.iscomplexobj(a):
+        return np.where(a >= 0, 1, e) / (1 + e)
+    # 1 / (1 + exp(-a)), its fraction made real: in real functions, ten times faster.
+    c, s = e * np.cos(a.imag), e * np.sin(a.imag)
+    d, out = 1 + 2 * c + e * e, np.empty_like(a)
+    out.real, out.imag = (np.where(a.real >= 0, 1, e * e) + c) / d, s / d
+    return out
 
 
 def _normal_cdf(a: Array) -> Array:
