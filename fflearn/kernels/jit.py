@@ -1,7 +1,7 @@
 """How every CPU kernel is compiled, and where the machine code is kept.
 
 Numba's cache notices an edit of the file a kernel is in, not of the files it calls into.  So the
-folder is named after a digest of all of them: any edit starts an empty cache.
+folder is named after a digest of all that hold compiled code: an edit of one starts an empty cache.
 """
 
 import functools
@@ -15,13 +15,16 @@ from typing import Any
 import numba
 
 _HERE = Path(__file__).resolve().parent
+NEVER_COMPILED = ("__init__.py", "cpu.py", "patches.py", "reference.py", "threads.py")
 CONFIG: Any = numba.config  # its settings are made at run time: invisible to a type checker
 
 
 def digest() -> str:
     """Hash of the sources a compiled kernel can come from."""
     h = hashlib.blake2b(digest_size=8)
-    for path in (*sorted(_HERE.glob("*.py")), _HERE.parent / "random.py"):
+    for path in sorted(_HERE.glob("*.py")):
+        if path.name in NEVER_COMPILED:
+            continue
         h.update(path.name.encode() + b"\0" + path.read_bytes())
     return h.hexdigest()
 

@@ -1,6 +1,7 @@
 """Threads, the choice of a backend, and where compiled code is kept."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,16 +151,26 @@ def test_cache_that_cannot_be_written_is_a_temporary_folder(tmp_path):
     assert not Path(folder).exists()
 
 
-def test_digest_changes_with_any_source(monkeypatch, tmp_path):
-    (tmp_path / "random.py").write_text("")
-    (tmp_path / "kernels").mkdir()
-    source = tmp_path / "kernels" / "scalars.py"
-    monkeypatch.setattr(jit, "_HERE", tmp_path / "kernels")
-    digests = set()
-    for text in ("a = 1", "a = 2"):
-        source.write_text(text)
-        digests.add(jit.digest())
-    assert len(digests) == 2
+def test_digest_changes_with_a_source_that_is_compiled(monkeypatch, tmp_path):
+    monkeypatch.setattr(jit, "_HERE", tmp_path)
+    digests = []
+    for name, text in [("scalars", "a = 1"), ("scalars", "a = 2"), ("reference", "a = 3")]:
+        (tmp_path / f"{name}.py").write_text(text)
+        digests.append(jit.digest())
+    assert digests[0] != digests[1] == digests[2]
+
+
+def test_what_the_digest_leaves_out_holds_nothing_compiled():
+    folder = Path(jit.__file__).parent
+    left_out = {name.removesuffix(".py") for name in jit.NEVER_COMPILED}
+    for path in folder.glob("*.py"):
+        text = path.read_text()
+        if path.stem in left_out:
+            assert not re.search(r"@(kernel|register_jitable|intrinsic|numba|njit)", text), path
+        else:
+            read = re.findall(r"fflearn\.kernels\.(\w+)", text)
+            read += re.findall(r"from fflearn\.kernels import (.*)", text)
+            assert not left_out & set(", ".join(read).split(", ")), path
 
 
 def test_read_only_views_are_not_compiled_for_again():
