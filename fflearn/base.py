@@ -295,6 +295,19 @@ class LayerView:
                 self._ledger.record("activity", self.spec.index, x.size)
         return t
 
+    def head(self, t: Trace) -> Trace:
+        """A trace that went on through the layer's head: ``y`` is the head's output.
+
+        ``act_vjp`` and ``param_vjp`` of it reach the parameters of the layer and of its head.
+        Without a head, and where nothing is learned, it is ``t`` itself.
+        """
+        if not self.env.train:
+            return t
+        t, floats = self._layer.headed(self.k, t, self.env)
+        if self._ledger is not None:
+            self._ledger.computed += floats
+        return t
+
     def act(self, a: Any) -> Any:
         """(B, *out) pre-activation -> (B, *out) activity."""
         return self._layer.act(self.k, a)
@@ -404,6 +417,13 @@ class Rule:
     # -- before training -------------------------------------------------------------------------
     def adapt(self, net: Network) -> Network:
         """The given network as this rule trains it; shown wherever results are."""
+        return net
+
+    def heads(self, net: Network, in_shape: Shape) -> Network:
+        """The adapted network with heads on its blocks, for samples of this shape.
+
+        A head is run in training alone (`LayerView.head`): it is no part of what was learned.
+        """
         return net
 
     def in_shape(self, chain: Shape, spec: LayerSpec) -> Shape:

@@ -82,7 +82,7 @@ class Engine:
     ):
         self.rule, self.in_shape, self.n_classes = rule, tuple(in_shape), n_classes
         self.given = network(net, n_classes)
-        self.net = rule.adapt(self.given)
+        self.net = rule.heads(rule.adapt(self.given), self.in_shape)
         self.kernels, self.backend = backends.load(backend), backend
         self.dtype, self.threads, self.horizon = _checked_dtype(dtype), threads, horizon
         self.optimizer = optimizer or default_optimizer(rule)

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ from fflearn import registry
 from fflearn.base import Channel, LayerView
 from fflearn.bus import Bus
 from fflearn.checks import BRANCHES, CHAIN, CHECKS, Bench, Make, bench, learned
+from fflearn.layers.block import HEAD, Block
 from fflearn.state import State
+from fflearn.topology import map_leaves
 
 CARRIES_WEIGHTS = frozenset({Channel.SIGN, Channel.TRANSPOSE})
 
@@ -125,6 +128,9 @@ def poison(tried: Bench) -> Report:
     return Report(tuple(verdicts), bool(CARRIES_WEIGHTS & engine.rule.channels))
 
 
+Heard = dict[str, list[np.ndarray]]  # what was applied to each weight matrix of a layer, by name
+
+
 class _Ear:
     """A layer that notes what its weights are applied to."""
 
@@ -150,31 +156,48 @@ class _Ear:
 
 
 class ListeningBus(Bus):
-    """A bus that notes the inputs of every layer's weights, in all passes and sweeps."""
+    """A bus that notes the inputs of every weight matrix, in all passes and sweeps."""
 
-    def __init__(self, *args: Any, heard: list[list[np.ndarray]], **named: Any):
+    def __init__(self, *args: Any, heard: list[Heard], **named: Any):
         super().__init__(*args, **named)
         for v, rows in zip(self._views, heard, strict=True):
-            v._layer = _Ear(v._layer, rows)
+            v._layer = _listening(v._layer, rows)
+
+
+def _listening(layer: Any, heard: Heard, path: str = "") -> Any:
+    """The layer with an ear on its weights; on those of each layer inside, if it is a block."""
+    if not isinstance(layer, Block):
+        return _Ear(layer, heard.setdefault(f"{path}W", []))
+
+    def ears(body: Any, path: str) -> Any:
+        number = count()
+        return map_leaves(body, lambda leaf: _listening(leaf, heard, f"{path}{next(number)}."))
+
+    head = None if layer.head is None else ears(layer.head, f"{path}{HEAD}.")
+    return Block(ears(layer.body, path), head)
 
 
 def blind_change(tried: Bench, tolerance: float = 1e-9) -> Report:
     """Judge every layer by changing the weights of the others where no input sees it.
 
-    The layers must be dense.  A layer whose inputs span all directions cannot be changed so.
+    The layers must be dense, or blocks of dense layers.  A layer whose inputs span all directions
+    cannot be changed so.
     """
     engine, state, batch = tried
-    heard: list[list[np.ndarray]] = [[] for _ in engine.specs]
+    heard: list[Heard] = [{} for _ in engine.specs]
     wire: Any = partial(ListeningBus, heard=heard)
     clean = list(learned(engine, engine.updates(state, batch, wire)))
     depends = [False for _ in engine.specs]
-    for changed, rows in enumerate(heard):
-        w = state.params[changed]["W"]
-        before, unseen = w.copy(), _unseen(np.concatenate([*rows, np.zeros((1, len(w)))]))
-        # Ten times the weights' own size, so that signs flip too.
-        w += unseen @ (10 * np.abs(w).max() * np.sign(unseen.T @ before))
+    for changed, inputs in enumerate(heard):
+        before = {name: state.params[changed][name].copy() for name in inputs}
+        for name, rows in inputs.items():
+            w = state.params[changed][name]
+            unseen = _unseen(np.concatenate([*rows, np.zeros((1, len(w)))]))
+            # Ten times the weights' own size, so that signs flip too.
+            w += unseen @ (10 * np.abs(w).max() * np.sign(unseen.T @ w))
         found = list(learned(engine, engine.updates(state, batch)))
-        w[...] = before
+        for name, w in before.items():
+            state.params[changed][name] = w
         for layer in range(len(depends)):
             if layer != changed:
                 pairs = zip(of_layer(clean, layer), of_layer(found, layer), strict=True)

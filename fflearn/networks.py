@@ -11,7 +11,7 @@ from typing import Any
 
 from fflearn import layers, zoo
 from fflearn.errors import ShapeError, SpecError
-from fflearn.layers.block import Block
+from fflearn.layers.block import HEAD, Block
 from fflearn.topology import Node, Residual, Sequential, flatten, map_leaves, shapes, spec_of
 
 STRUCTURE = ("residual", "block")
@@ -66,7 +66,7 @@ class Network:
         return [in_shape if s < 0 else at[s] for s in first]
 
     def n_params(self, in_shape: tuple[int, ...]) -> int:
-        """Number of parameters for samples of this shape, running statistics not counted."""
+        """Number of parameters for samples of this shape; neither running statistics nor heads."""
         import numpy as np
 
         from fflearn.random import Key
@@ -76,7 +76,10 @@ class Network:
             for layer, shape in zip(self.leaves, self.input_shapes(in_shape), strict=True)
         )
         return sum(
-            math.prod(a.shape) for buffers, p in drawn for n, a in p.items() if n not in buffers
+            math.prod(a.shape)
+            for buffers, p in drawn
+            for n, a in p.items()
+            if n not in buffers and not n.startswith(f"{HEAD}.")
         )
 
 
@@ -84,7 +87,8 @@ def network(spec: str | Network | Sequential | list[Any], n_classes: int = 10) -
     """A network from its spec string, or from layers.
 
     ``|`` joins layers; ``residual(body)`` adds its input, ``residual(body; skip)`` the skip's
-    output; ``block(...)`` makes one unit of locality of its layers.  The name of a network in
+    output; ``block(...)`` makes one unit of locality of its layers, ``block(body; head)`` one with
+    a head that is run in training alone.  The name of a network in
     `fflearn.zoo` stands for its layers; a number after it is its number of classes, and its other
     options are written as name=value.  A name that a layer has too, as lstm, means the network
     where it stands alone and without a number.
@@ -184,12 +188,12 @@ class _Reader:
     def structure(self, word: str) -> Any:
         self._take("(")
         body = self.chain()
-        skip = None
-        if word == "residual" and self.tokens and self.tokens[0] == ";":
+        second = None
+        if self.tokens and self.tokens[0] == ";":
             self.tokens.pop(0)
-            skip = self.chain()
+            second = self.chain()
         self._take(")")
-        return Residual(body, skip) if word == "residual" else Block(body)
+        return Residual(body, second) if word == "residual" else Block(body, second)
 
 
 def _has_units(words: list[str]) -> bool:

@@ -64,6 +64,10 @@ class Layer:
         """(B, *in) -> Trace; ``noise`` (B, *out) is added to the pre-activation."""
         raise NotImplementedError
 
+    def headed(self, k: Any, t: Any, env: Any) -> tuple[Any, int]:
+        """A trace that went on through the head, and the floats of activity that took."""
+        return t, 0
+
     def act(self, k: Any, a: Any) -> Any:
         """(B, *out) -> (B, *out)."""
         raise NotImplementedError

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from fflearn.base import Env, Trace
+from fflearn.errors import SpecError
 from fflearn.layers import Layer
 from fflearn.layers.dense import Dense
 from fflearn.topology import Node, Residual, Sequential, flatten, plus, shapes, spec_of
+
+HEAD = "head"  # parameters of a head are called head.0.W
+
+
+class Headed(NamedTuple):
+    """What a trace holds inside once it went on through the head."""
+
+    body: Trace
+    head: Trace  # made from the body's output
 
 
 @dataclass(frozen=True)
@@ -23,11 +33,22 @@ class Block(Layer):
     ----------
     body : Sequential
         Layers and residual structure.
+    head : Sequential, optional
+        Layers that read the body's output and lead nowhere, written ``block(body; head)``.  In
+        training a rule may go on through them (`LayerView.head`), to give the body an objective
+        of its own.  Their parameters, ``head.0.W``, are none of the network's.
+
+    Raises
+    ------
+    SpecError
+        A head on a block inside of a block, where nothing would run it.
     """
 
     body: Sequential
+    head: Sequential | None = None
     nodes: tuple[Node, ...] = field(init=False, repr=False, compare=False)
     leaves: tuple[Any, ...] = field(init=False, repr=False, compare=False)
+    ahead: Any = field(init=False, repr=False, compare=False)  # the head as a Block, or None
 
     kind: ClassVar[str] = "block"
 
@@ -35,6 +56,13 @@ class Block(Layer):
         nodes, layers = flatten(self.body)
         object.__setattr__(self, "nodes", nodes)
         object.__setattr__(self, "leaves", layers)
+        object.__setattr__(self, "ahead", None if self.head is None else Block(self.head))
+        for layer in layers:
+            if getattr(layer, "head", None) is not None:
+                raise SpecError(
+                    f"nothing would run the head of {layer.spec()!r}, which is inside of another "
+                    f"block. Leave the head out, or the outer block."
+                )
 
     @classmethod
     def examples(cls) -> list[tuple[Layer, tuple[int, ...]]]:
@@ -53,7 +81,8 @@ class Block(Layer):
 
     @property
     def buffers(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(f"{i}.{n}" for i, layer in enumerate(self.leaves) for n in layer.buffers)
+        own = tuple(f"{i}.{n}" for i, layer in enumerate(self.leaves) for n in layer.buffers)
+        return own if self.ahead is None else (*own, *(f"{HEAD}.{n}" for n in self.ahead.buffers))
 
     @property
     def activation(self) -> str:
@@ -68,7 +97,8 @@ class Block(Layer):
         return False
 
     def spec(self) -> str:
-        return f"block({spec_of(self.body)})"
+        head = "" if self.head is None else f"; {spec_of(self.head)}"
+        return f"block({spec_of(self.body)}{head})"
 
     def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         return shapes(self.nodes, self.leaves, in_shape)[-1]
@@ -82,13 +112,12 @@ class Block(Layer):
         ]
 
     def init(self, key: Any, in_shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
-        return {
-            f"{i}.{n}": a
-            for i, (layer, shape) in enumerate(
-                zip(self.leaves, self._inputs(in_shape), strict=True)
-            )
-            for n, a in layer.init(key.fold(i), shape, dtype).items()
-        }
+        p: dict[str, Any] = {}
+        for i, (layer, shape) in enumerate(zip(self.leaves, self._inputs(in_shape), strict=True)):
+            p |= _under(i, layer.init(key.fold(i), shape, dtype))
+        if self.ahead is not None:
+            p |= _under(HEAD, self.ahead.init(key.fold(HEAD), self.out_shape(in_shape), dtype))
+        return p
 
     def weight_std(self, in_shape: tuple[int, ...]) -> dict[str, float]:
         return {
@@ -118,6 +147,12 @@ class Block(Layer):
         a = inner[last].a if last in inner else y
         return Trace(x, a, y, p, inner)
 
+    def headed(self, k: Any, t: Trace, env: Env) -> tuple[Trace, int]:
+        if self.ahead is None:
+            return t, 0
+        h = self.ahead.forward(k, _own(t.params, HEAD), t.y, env.inside(len(self.leaves)))
+        return Trace(t.x, h.a, h.y, t.params, Headed(t, h)), sum(i.y.size for i in h.inner.values())
+
     def _top(self) -> Layer | None:
         leaf = self.nodes[-1].leaf
         return None if leaf is None else self.leaves[leaf]
@@ -127,11 +162,18 @@ class Block(Layer):
         return a if top is None else top.act(k, a)
 
     def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
+        if isinstance(t.inner, Headed):
+            return self.ahead.act_vjp(k, t.inner.head, dy)
         top = self._top()
         return dy if top is None else top.act_vjp(k, t.inner[len(self.nodes) - 1], dy)
 
-    def _sweep(self, k: Any, t: Trace, da: Any) -> tuple[dict[str, Any], Any]:
-        """Reverse sweep inside the block -> (parameter gradients, d loss/d x)."""
+    def _sweep(self, k: Any, t: Trace, da: Any, message: bool = True) -> tuple[dict[str, Any], Any]:
+        """Reverse sweep inside the block -> (parameter gradients, d loss/d x if asked for)."""
+        if isinstance(t.inner, Headed):
+            body, head = t.inner
+            ahead, dy = self.ahead._sweep(k, head, da)
+            grads, dx = self._sweep(k, body, self.act_vjp(k, body, dy), message)
+            return grads | _under(HEAD, ahead), dx
         last, grads = len(self.nodes) - 1, {}
         down: dict[int, Any] = {last: da}
         for i in reversed(range(len(self.nodes))):
@@ -142,20 +184,29 @@ class Block(Layer):
                 continue
             layer, ti = self.leaves[leaf], t.inner[i]
             own = down[i] if i == last else layer.act_vjp(k, ti, down[i])
-            grads.update({f"{leaf}.{n}": g for n, g in layer.param_vjp(k, ti, own).items()})
-            down[sources[0]] = plus(down.get(sources[0]), layer.input_vjp(k, ti, own))
-        return grads, down[-1]
+            grads |= _under(leaf, layer.param_vjp(k, ti, own))
+            if message or sources[0] >= 0:
+                down[sources[0]] = plus(down.get(sources[0]), layer.input_vjp(k, ti, own))
+        return grads, down.get(-1)
 
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
-        return self._sweep(k, t, da)[0]
+        return self._sweep(k, t, da, message=False)[0]
 
     def input_vjp(self, k: Any, t: Trace, da: Any) -> Any:
-        full = {
-            i: ti._replace(params=_own(t.params, self.nodes[i].leaf)) for i, ti in t.inner.items()
-        }
-        return self._sweep(k, t._replace(inner=full), da)[1]
+        return self._sweep(k, self._with(t, t.params), da)[1]
+
+    def _with(self, t: Trace, p: Mapping[str, Any]) -> Trace:
+        """The trace with these parameters all the way inside."""
+        if isinstance(t.inner, Headed):
+            body, head = self._with(t.inner.body, p), self.ahead._with(t.inner.head, _own(p, HEAD))
+            return t._replace(inner=Headed(body, head))
+        inner = {i: ti._replace(params=_own(p, self.nodes[i].leaf)) for i, ti in t.inner.items()}
+        return t._replace(inner=inner)
 
     def jvp(self, k: Any, t: Trace, dx: Any, dp: Mapping[str, Any]) -> Any:
+        if isinstance(t.inner, Headed):
+            dy = self.jvp(k, t.inner.body, dx, dp)
+            return self.ahead.jvp(k, t.inner.head, dy, _own(dp, HEAD))
         value: dict[int, Any] = {-1: dx}
         for i, (leaf, sources) in enumerate(self.nodes):
             value[i] = (
@@ -166,11 +217,22 @@ class Block(Layer):
         return value[len(self.nodes) - 1]
 
     def running(self, k: Any, t: Trace) -> dict[str, Any]:
-        own = [(self.nodes[i].leaf, ti) for i, ti in t.inner.items()]
-        found = [(leaf, self.leaves[leaf].running(k, ti)) for leaf, ti in own]
-        return {f"{leaf}.{n}": a for leaf, moved in found for n, a in moved.items()}
+        if isinstance(t.inner, Headed):
+            body, head = t.inner
+            return self.running(k, body) | _under(HEAD, self.ahead.running(k, head))
+        moved: dict[str, Any] = {}
+        for i, ti in t.inner.items():
+            leaf = self.nodes[i].leaf
+            moved |= _under(leaf, self.leaves[leaf].running(k, ti))
+        return moved
 
 
-def _own(p: Mapping[str, Any], leaf: int | None) -> dict[str, Any]:
-    start = f"{leaf}."
+def _own(p: Mapping[str, Any], place: int | str | None) -> dict[str, Any]:
+    """Of parameters by path those at a place, by name: a leaf's number, or `HEAD`."""
+    start = f"{place}."
     return {n[len(start) :]: a for n, a in p.items() if n.startswith(start)}
+
+
+def _under(place: int | str, p: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_own`."""
+    return {f"{place}.{n}": a for n, a in p.items()}

@@ -66,6 +66,19 @@ class KeepsACopy(Fine):
         return da @ v.state["copy"].T
 
 
+class KeepsACopyInBlocks(Fine):
+    """Copies the second matrix of its block, to transpose it later."""
+
+    def forward(self, v, m, s):
+        v.state["copy"] = {
+            n: w.copy() if n == "1.W" else v.aux[n] for n, w in v.params.items() if n in v.aux
+        }
+        return super().forward(v, m, s)
+
+    def down(self, v, da):
+        return v.input_vjp(v.trace, da, v.state["copy"])
+
+
 class Smuggles(Fine):
     """Hands weights to the layer below through a global."""
 
@@ -234,6 +247,16 @@ def test_a_blind_change_shows_in_backprop_alone():
     }
     assert found["fa"] == found["dfa"] == found["frozen"] == []
     assert len(found["backprop"]) == len(found["sign_symmetry"]) == 3
+
+
+def test_a_blind_change_looks_into_blocks():
+    hidden = "block(dense 17 tanh | dense 16 tanh; dense 3) | block(dense 13 relu | dense 12 tanh)"
+    tried = bench(Fine, hidden, rows=2)
+    before = tried.state.copy()
+    assert locality.blind_change(tried).depend == []
+    assert checks.same_bits(before, tried.state) is None
+    (found,) = locality.blind_change(bench(KeepsACopyInBlocks, hidden, rows=2)).depend
+    assert found.startswith("0 block")
 
 
 def test_poison_leaves_the_weights_as_they_were_even_after_an_error():

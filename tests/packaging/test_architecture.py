@@ -30,6 +30,7 @@ A_RULE_MAY_IMPORT = (
     "fflearn.networks",
     "fflearn.objectives",
     "fflearn.topology",
+    "fflearn.units",
     "math",
     "numpy",
     "typing",
