@@ -1,4 +1,4 @@
-"""Every exception that fflearn raises on purpose.
+"""Every exception that fflearn raises on purpose, and its warning.
 
 All derive from `FFLearnError`; each also derives from the built-in exception a caller would
 expect, so that ``except ValueError`` keeps working.  The command line turns each into one line
@@ -48,6 +48,10 @@ class CheckpointError(FFLearnError, ValueError):
 
 class BackendUnavailable(FFLearnError, RuntimeError):
     """A compute backend whose hardware or packages are missing."""
+
+
+class SettingsWarning(UserWarning):
+    """Settings that run, but not as the rule's author meant."""
 
 
 class MissingExtra(FFLearnError, ImportError):

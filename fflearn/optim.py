@@ -90,6 +90,7 @@ class Optimizer:
     schedule: str = "constant"
 
     name: ClassVar[str]
+    linear: ClassVar[bool] = False  # whether its steps are linear in gradients and weights
 
     def __post_init__(self) -> None:
         decays = self.weight_decay if isinstance(self.weight_decay, tuple) else (self.weight_decay,)
@@ -136,6 +137,7 @@ class SGD(Optimizer):
 
     momentum: float = 0.0
     name: ClassVar[str] = "sgd"
+    linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -129,7 +129,7 @@ class Dense(Layer):
         return k.act_vjp(dy, t.a, t.y, self.activation)
 
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
-        rows, n = da.reshape(-1, self.units), len(da)
+        rows, n = da.reshape(len(t.inner), -1), len(da)  # a rule's da may have more columns
         g = {"W": Product(t.inner, rows, n)}
         return {**g, "b": k.colmean(rows, n)} if self.bias else g
 

@@ -285,7 +285,7 @@ def test_recipes_can_be_run(path):
     recipe = results.read_recipe(path)
     runs = recipe.experiment.resolved(10).runs()
     labels = {run.label for run in runs}
-    assert {row.partition(",")[0] for row in recipe.published.get("rows", {})} <= labels
+    assert {row.partition(", ")[0] for row in recipe.published.get("rows", {})} <= labels
     assert {"title", "about", "epochs"} <= set(recipe.published)
 
 

@@ -291,6 +291,7 @@ EVERY_RULE += ["ff[order=greedy,negatives=wrong]", "backprop@ff", "my_rule.py[sp
 EVERY_RULE += [pytest.param("torch", marks=pytest.mark.torch)]
 
 
+@pytest.mark.filterwarnings("ignore::fflearn.errors.SettingsWarning")
 @pytest.mark.parametrize("rule", EVERY_RULE)
 def test_every_rule_goes_on_from_every_epoch(here, rule):
     for optimizer in (
