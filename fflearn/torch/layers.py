@@ -16,6 +16,9 @@ from torch.nn import functional
 from fflearn.base import Env
 from fflearn.errors import SpecError
 from fflearn.kernels.reference import EPS
+from fflearn.layers.block import HEAD
+
+Function = Callable[..., Any]
 
 
 def through(nodes: Any, layers: Any, params: list[dict[str, Any]], x: Any, env: Env) -> Any:
@@ -30,16 +33,24 @@ def through(nodes: Any, layers: Any, params: list[dict[str, Any]], x: Any, env: 
 
 
 def apply(layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    """The activity of one layer, (B, *in) -> (B, *out).
+    """The activity of one layer, (B, *in) -> (B, *out)."""
+    return function_of(layer)(layer, p, x, env)
+
+
+def function_of(layer: Any) -> Function:
+    """The function of a layer's kind.
 
     Raises
     ------
     SpecError
-        A kind of layer that has no counterpart here.
+        There is none here.
     """
     if layer.kind not in LAYERS:
-        raise SpecError(f"PyTorch's side has no layer {layer.kind!r}; it has {', '.join(LAYERS)}.")
-    return LAYERS[layer.kind](layer, p, x, env)
+        raise SpecError(
+            f"fflearn.torch has no function for the layer {layer.spec()!r}; it has those for "
+            f"{', '.join(LAYERS)}. Write one in fflearn/torch/layers.py."
+        )
+    return LAYERS[layer.kind]
 
 
 def _dense(layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
@@ -55,7 +66,8 @@ def _block(layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
     own: list[dict[str, Any]] = [{} for _ in layer.leaves]
     for path, t in p.items():
         index, _, name = path.partition(".")
-        own[int(index)][name] = t
+        if index != HEAD:
+            own[int(index)][name] = t
     return through(layer.nodes, layer.leaves, own, x, env)
 
 
@@ -68,8 +80,9 @@ def _position(layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
     if layer.table == "learned":
         return x + p["P"]
     places, units = x.shape[1:]
-    even = 2 * torch.arange((units + 1) // 2, dtype=torch.float64)
-    angle = torch.outer(torch.arange(places, dtype=torch.float64), 10000.0 ** (-even / units))
+    place = torch.arange(places, dtype=torch.float64, device=x.device)
+    even = 2 * torch.arange((units + 1) // 2, dtype=torch.float64, device=x.device)
+    angle = torch.outer(place, 10000.0 ** (-even / units))
     pairs = torch.stack([angle.sin(), angle.cos()], -1).reshape(places, -1)
     return x + pairs[:, :units].to(x.dtype)
 
@@ -103,7 +116,10 @@ def _sage(layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
 
 
 def _spread(matrix: Any, rows: Any) -> Any:
-    """matrix @ rows; torch's own sparse tensors have no storage that could be counted."""
+    """matrix @ rows, for a tensor or a sparse matrix of SciPy's."""
+    if isinstance(matrix, torch.Tensor):
+        return matrix.to(rows.dtype) @ rows
+    # By hand: torch's own sparse tensors have no storage that could be counted.
     coo = matrix.tocoo()
     to, source = (torch.from_numpy(at.astype(np.int64)) for at in (coo.row, coo.col))
     sent = torch.from_numpy(coo.data).to(rows.dtype)[:, None] * rows[source]
@@ -214,7 +230,6 @@ def _hardsigmoid(a: Any) -> Any:
     return functional.hardtanh(a, 0.0, 1.0)  # 0 at both kinks; clamp would give 1
 
 
-Function = Callable[..., Any]
 CELLS: dict[str, Function] = {"gru": _gru, "lstm": _lstm, "rnn": _rnn}
 LAYERS: dict[str, Function] = {
     **{kind: _recurrent for kind in CELLS},
