@@ -10,8 +10,18 @@ from fflearn.checks import BRANCHES, CHAIN, bench, learned
 from fflearn.engine import Engine
 from fflearn.errors import LocalityError, SpecError
 from fflearn.optim import optimizer
+from fflearn.random import Key
 from fflearn.registry import rule
 
+CONVOLUTIONS = [
+    "conv 6 relu",
+    "conv 6 relu stride=2",
+    "conv 6 tanh groups=2",
+    "conv 8 relu groups=4 stride=2 kernel=5",
+    "conv 4 gelu kernel=2 stride=3 padding=0 norm=rms",
+    "conv 5 kernel=1 padding=1 bias=false | max_pool",
+    "conv 6 bias=false | batch_norm relu | residual(conv 8 tanh stride=2; conv 8 kernel=1 stride=2)",
+]
 BLOCKS = "dense 17 relu | block(dense 9 tanh | residual(dense 9 gelu)) | dense 5 relu norm=rms"
 
 
@@ -32,6 +42,30 @@ def test_with_the_forward_weights_it_is_backprop(hidden):
     assert 0 < len(same) < len(random)
     first = [path for path in random if path.startswith("0/")]
     assert not set(first) & set(same)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize("convolution", CONVOLUTIONS)
+def test_with_the_forward_kernels_a_convolution_is_backprops(convolution, backend):
+    """Feedback has the forward convolution's geometry, and its own kernels alone."""
+    net = f"conv 4 tanh | {convolution} | flatten | dense 3"
+    engines = [
+        Engine(net, rule(name), (8, 7, 2), 3, backend=backend, dtype="float64")
+        for name in ("fa", "backprop")
+    ]
+    key = Key(0).fold("images")
+    x = key.normal((5, 8, 7, 2), np.float64)
+    batch = Batch(x, np.eye(3)[[0, 1, 2, 0, 1]])
+    state = engines[0].init(0)
+    random = dict(learned(engines[0], engines[0].updates(state, batch)))
+    for aux, params in zip(state.aux, state.params, strict=True):
+        for name in aux:
+            assert aux[name].shape == params[name].shape
+            aux[name] = params[name]
+    mine, exact = (dict(learned(e, e.updates(state, batch))) for e in engines)
+    for path, g in exact.items():
+        np.testing.assert_allclose(mine[path], g, rtol=1e-12, atol=1e-14, err_msg=path)
+    assert not np.allclose(random["0/grads/W"], exact["0/grads/W"], rtol=1e-2)
 
 
 def test_feedback_is_drawn_as_the_weights_and_stays_fixed():

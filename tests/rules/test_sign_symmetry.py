@@ -10,6 +10,7 @@ from fflearn.bus import Bus
 from fflearn.checks import bench, learned
 from fflearn.engine import Engine
 from fflearn.errors import LocalityError, SpecError
+from fflearn.random import Key
 from fflearn.registry import rule
 
 KINDS = ("uniform", "fixed_random", "batch_random")
@@ -89,6 +90,28 @@ def test_where_all_weights_have_the_initial_size_it_is_backprop():
         found.append(dict(learned(engine, engine.updates(state, batch))))
     for path, g in found[0].items():
         np.testing.assert_allclose(g, found[1][path], rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "convolution", ["conv 6 relu stride=2", "conv 6 tanh groups=2 kernel=2 padding=0"]
+)
+def test_so_it_is_in_a_convolution(convolution):
+    """uSF's feedback kernels have the convolution's own geometry, stride and groups included."""
+    net = f"conv 4 tanh | {convolution} | flatten | dense 3"
+    batch = Batch(Key(0).normal((5, 6, 7, 2), np.float64), np.eye(3)[[0, 1, 2, 0, 1]])
+    found = []
+    for name in ("usf", "backprop"):
+        engine = Engine(net, rule(name), (6, 7, 2), 3, dtype="float64")
+        state = engine.init(0)
+        found.append(dict(learned(engine, engine.updates(state, batch))))
+        for spec, layer, slots in zip(engine.specs, engine.net.leaves, state.params, strict=True):
+            for w in layer.weights:
+                slots[w] = layer.weight_std(spec.in_shape)[w] * np.sign(slots[w])
+        found.append(dict(learned(engine, engine.updates(state, batch))))
+    drawn, equal, exact_drawn, exact = found
+    for path, g in exact.items():
+        np.testing.assert_allclose(equal[path], g, rtol=1e-12, atol=1e-14, err_msg=path)
+    assert not np.allclose(drawn["0/grads/W"], exact_drawn["0/grads/W"], rtol=1e-2)
 
 
 def test_a_step_computed_by_hand():
