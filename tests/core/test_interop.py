@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,6 +138,8 @@ def test_outputs_agree(net, in_shape):
 @CASES
 def test_a_round_trip_is_bit_exact(net, in_shape):
     c = Case(net, in_shape, "float32")
+    for a in c.state.arrays().values():
+        a.flat[0] = -0.0  # equal to 0, but not bit for bit
     module, there = c.exported()
     fresh = c.engine.init(2)
     back = load_torch(c.net, fresh, in_shape, module, None if c.graph else c.given)
@@ -173,6 +178,29 @@ def test_what_was_written_is_read_back(net, in_shape):
     assert again.shapes(in_shape)[-1] == c.net.shapes(in_shape)[-1]
     assert [row.theirs for row in report.rows] == [row.theirs for row in there.rows]
     assert "block(" not in c.net.spec() or "block(" in again.spec()
+
+
+@pytest.mark.parametrize(
+    ("net", "in_shape"),
+    [
+        ("lenet", (28, 28, 1)),
+        ("conv 4 | batch_norm relu | residual(conv 4 | batch_norm) | dense 3", (5, 4, 2)),
+        ("gru 5 last=false | lstm 4 | dense 3", (4, 2)),
+        ("gpt-nano 11 width=8 depth=1 heads=2", (6,)),
+    ],
+)
+def test_what_was_trained_in_torch_comes_back(net, in_shape):
+    c = Case(net, in_shape)
+    module, _ = c.exported()
+    before = c.ours()
+    optimizer = torch.optim.Adam(module.train().parameters(), lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (module(c.given) ** 2).mean().backward()
+        optimizer.step()
+    load_torch(c.net, c.state, in_shape, module, c.given)
+    assert np.abs(c.ours() - before).max() > 1e-3
+    np.testing.assert_allclose(c.ours(), c.theirs(module.eval()), rtol=1e-12, atol=1e-12)
 
 
 # ---- modules of a user's own ------------------------------------------------------------------------
@@ -241,6 +269,12 @@ def test_a_users_convolutional_network():
         "0.1: num_batches_tracked, a count, is left out",
         "1.1: num_batches_tracked, a count, is left out",
     )
+
+
+def test_an_activation_used_twice_is_two_layers():
+    tanh = nn.Tanh()
+    module = nn.Sequential(nn.Linear(4, 5), tanh, nn.Linear(5, 3), tanh)
+    checked(*trained(module, 6, 4), (4,), "dense 5 tanh | dense 3 tanh")
 
 
 def test_the_statistics_travel():
@@ -579,3 +613,17 @@ def test_a_report_prints_a_line_for_each_array():
     lines = str(report).splitlines()
     assert len(lines) == len(report.rows) == 6
     assert lines[0].split() == ["params/0/W", "<->", "1.weight", "(6,", "4)"]
+
+
+@pytest.mark.slow
+def test_the_page_works_as_it_is_written(capsys, tmp_path):
+    text = (Path(__file__).resolve().parents[2] / "docs" / "interop.md").read_text(encoding="utf-8")
+    code = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "page.py").write_text("\n".join(code), encoding="utf-8")
+    runpy.run_path(str(tmp_path / "page.py"))
+    printed = capsys.readouterr().out.splitlines()
+    (shown,) = re.findall(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    # Newer versions of torch say of a norm that it has a bias.
+    assert [line for line in shown.splitlines() if "Norm" not in line and line not in printed] == [
+        "..."
+    ]
