@@ -74,6 +74,7 @@ class LayerSpec:
     is_input: bool  # reads the input of the network
     is_output: bool  # its output is (a summand of) the network's output
     activation: str  # the pointwise function that ends it; "identity" without one
+    learns: bool  # has parameters; pooling and the like have none
 
     @property
     def places(self) -> int:
@@ -409,6 +410,7 @@ class Rule:
     short: ClassVar[tuple[str, ...]] = ()  # other names the command line accepts
     citation: ClassVar[str] = ""
     needs_linear: ClassVar[bool] = False  # the layer's core must be linear in its input
+    needs_classes: ClassVar[bool] = False  # it learns from labels, right or wrong: no regression
     ends_in_logits: ClassVar[bool] = True  # the network must end in one output per class
     optimizer: ClassVar[Mapping[str, Any]] = {"name": "adam", "lr": 1e-3}  # default settings
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # label -> parameters, for `compare`

@@ -9,20 +9,27 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fflearn import __version__
 from fflearn.errors import DivergenceError, FFLearnError, SpecError
 
+DATA = """digits, mnist+crop, cora, shakespeare:64 (of length 64), ..., or a .csv, .npz or .txt
+file; a name that is none lists them all"""
+NET = """e.g. "dense 512 relu | dense 10", or a name that fflearn networks lists: "lstm width=32"
+(default: what suits the data)"""
+
 # Options of `compare` that are fields of the Experiment: flag, field, how to read it, help.
 FIELDS: tuple[tuple[str, str, str, str], ...] = (
-    ("--data", "data", "text", "digits, mnist, fashion-mnist, kmnist, cifar10, a .csv or .npz"),
-    ("--net", "net", "text", 'e.g. "dense 512 relu | dense 10"'),
+    ("--data", "data", "text", DATA),
+    ("--task", "task", "text", "regression: predict the numbers of a table; or classification"),
+    ("--net", "net", "text", NET),
     ("--epochs", "epochs", "whole", "passes over the training part"),
     ("--batch-size", "batch_size", "whole", "samples per step"),
-    ("--objective", "objective", "text", "softmax_cross_entropy, mse, binary_cross_entropy"),
+    ("--objective", "objective", "text", "softmax_cross_entropy, binary_cross_entropy or mse"),
     ("--lr", "lr", "number", "learning rate of every rule (default: each rule's own)"),
     ("--optimizer", "optimizer", "text", "sgd, adam or adamw"),
     ("--momentum", "momentum", "number", "of sgd"),
@@ -47,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argparse.Namespace()
     try:
         args = _parser().parse_args(argv)
-        code = args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _say
+            code = args.run(args)
         sys.stdout.flush()  # here, where a reader that went away can be told
     except FFLearnError as e:
         print(f"fflearn: {' '.join(str(e).split())}", file=sys.stderr)
@@ -64,6 +73,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
+
+
+def _say(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning in one line, without the place in the code where it arose."""
+    print(f"fflearn: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -173,8 +194,8 @@ def _train(args: argparse.Namespace) -> int:
 
     given = _given(args) | {"rules": (args.rule,), "seeds": (args.seed,)}
     experiment = Experiment.of("the command line", given)
-    data = load(experiment.data)
-    (run,) = experiment.resolved(data.n_classes).runs()
+    data = load(experiment.data, task=experiment.task)
+    (run,) = experiment.resolved(data.n_classes, data.net, data.task).runs()
     args.out = args.out or f"runs/{experiment.name}-{run.slug(data.sha256)}"
     final = Path(args.out) / FINAL
     was_there = final.exists()
@@ -191,10 +212,11 @@ def _train(args: argparse.Namespace) -> int:
         quiet=args.quiet,
         label=run.label,
     )
-    found = {by: score(engine, done.state, data, by)["accuracy"] for by in engine.rule.predictors}
+    measure = data.measures[0]
+    found = {by: score(engine, done.state, data, by)[measure] for by in engine.rule.predictors}
     shown = ", ".join(f"{by} {a:.4f}" for by, a in found.items())
     print(f"{'already finished' if was_there else 'finished'}: {final}")
-    print(f"{run.label} on {data.name}, {done.epoch} epochs, test accuracy by {shown}")
+    print(f"{run.label} on {data.name}, {done.epoch} epochs, test {measure} by {shown}")
     return 0
 
 

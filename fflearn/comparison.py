@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,9 +16,9 @@ import numpy as np
 
 from fflearn import registry
 from fflearn.base import Channel
-from fflearn.data import DataSet
+from fflearn.data import Data
 from fflearn.data import load as load_data
-from fflearn.errors import DivergenceError, SpecError
+from fflearn.errors import DivergenceError, FFLearnError, ShapeError, SpecError
 from fflearn.experiment import TRIALS, Experiment, Run, whole
 from fflearn.fingerprint import fingerprint, versions
 from fflearn.state import write_atomically
@@ -73,8 +75,11 @@ def compare(
         {n: getattr(experiment, n) for n in experiment.__dataclass_fields__} if experiment else {}
     )
     experiment = Experiment.of("compare", given | changes)
-    data = load_data(experiment.data)
-    experiment = experiment.resolved(data.n_classes)
+    data = load_data(experiment.data, task=experiment.task)
+    chosen = bool(experiment.rules)
+    experiment = experiment.resolved(data.n_classes, data.net, data.task)
+    if not chosen:
+        experiment = _of_those_that_fit(experiment, data)
     runs = experiment.runs()
     _check(runs, data)
     folder = Path(out) if out is not None else None
@@ -89,7 +94,24 @@ def compare(
     return list(Parallel(n_jobs=jobs, verbose=0 if quiet else 5)(work))
 
 
-def _check(runs: list[Run], data: DataSet) -> None:
+def _of_those_that_fit(experiment: Experiment, data: Data) -> Experiment:
+    """Without the rules that cannot train this network on these data; a warning says why."""
+    refused: dict[str, FFLearnError] = {}
+    runs = replace(experiment, adapted=False).runs()[:: len(experiment.seeds)]
+    for rule, run in zip(experiment.rules, runs, strict=True):
+        try:
+            engine_for(run, data).init(run.seed)
+        except (SpecError, ShapeError) as e:
+            refused[rule] = e
+    fits = tuple(rule for rule in experiment.rules if rule not in refused)
+    if not fits:
+        raise next(iter(refused.values()))
+    for rule, why in refused.items():
+        warnings.warn(f"{rule} is left out: {why}", UserWarning, stacklevel=3)
+    return replace(experiment, rules=fits)
+
+
+def _check(runs: list[Run], data: Data) -> None:
     """Every mistake shows before the first step of training."""
     e = runs[0].experiment
     learned = data.split_validation() if e.patience or e.tune > 1 else data
@@ -103,7 +125,7 @@ def _check(runs: list[Run], data: DataSet) -> None:
             engine.updates(engine.init(run.seed), few)
 
 
-def engine_for(run: Run, data: DataSet, factor: float = 1.0) -> Any:
+def engine_for(run: Run, data: Data, factor: float = 1.0) -> Any:
     """The engine of a run, its learning rate times ``factor``."""
     e, chosen = run.experiment, run.optimizer()
     return make_engine(
@@ -113,13 +135,14 @@ def engine_for(run: Run, data: DataSet, factor: float = 1.0) -> Any:
         data.n_classes,
         optimizer=replace(chosen, lr=chosen.lr * factor),
         objective=e.objective,
+        task=data.task,
         backend=e.backend,
         dtype=e.dtype,
         threads=e.threads,
     )
 
 
-def record_of(run: Run, data: DataSet, folder: Path | None, quiet: bool) -> Record:
+def record_of(run: Run, data: Data, folder: Path | None, quiet: bool) -> Record:
     """The record of one run: found finished in ``folder``, or made now."""
     slug = run.slug(data.sha256)
     path = folder / "records" / f"{slug}.json" if folder is not None else None
@@ -156,14 +179,16 @@ def _finished(path: Path, run: Run) -> Record | None:
     return record if isinstance(record, dict) and record.get("spec") == wanted else None
 
 
-def _tuned(run: Run, data: DataSet, quiet: bool) -> tuple[float, list[dict[str, float]]]:
+def _tuned(run: Run, data: Data, quiet: bool) -> tuple[float, list[Record]]:
     """The best learning-rate factor on the validation set, and what was tried.
+
+    The best has the highest first measure of the data, or None where the run diverged.
 
     Every rule gets the same factors and the same budget.  Every seed is tuned by itself: a run
     depends on nothing but its own settings, and the spread over seeds holds that of tuning.
     """
     inner = data.split_validation()
-    e, trials = run.experiment, []
+    e, trials, measure = run.experiment, [], data.measures[0]
     for factor in TRIALS[: e.tune]:
         engine = engine_for(run, data, factor)
         label = f"{run.label} lr {engine.optimizer.lr:.3g}"
@@ -179,15 +204,17 @@ def _tuned(run: Run, data: DataSet, quiet: bool) -> tuple[float, list[dict[str, 
                 label=label,
             ).best[0]
         except DivergenceError:
-            found = 0.0  # a learning rate that diverges is a bad one, not an error
-        trials.append({"factor": factor, "lr": engine.optimizer.lr, "accuracy": found})
-    return max(trials, key=lambda t: t["accuracy"])["factor"], trials
+            found = None  # a learning rate that diverges is a bad one, not an error
+        trials.append({"factor": factor, "lr": engine.optimizer.lr, measure: found})
+    best = max(trials, key=lambda t: -math.inf if t[measure] is None else t[measure])
+    return best["factor"], trials
 
 
-def _record(run: Run, data: DataSet, progress: Progress, trials: list[dict[str, float]]) -> Record:
+def _record(run: Run, data: Data, progress: Progress, trials: list[Record]) -> Record:
     engine, state, e = progress.engine, progress.state, run.experiment
     metrics = {by: score(engine, state, data, by) for by in engine.rule.predictors}
-    accuracies = {by: found["accuracy"] for by, found in metrics.items()}
+    measure = progress.measure
+    first = next(iter(metrics.values()))
     channels = sorted(engine.rule.channels, key=list(Channel).index)
     transport = [c.transport for c in channels if c.transport != "no"]
     return {
@@ -203,8 +230,8 @@ def _record(run: Run, data: DataSet, progress: Progress, trials: list[dict[str, 
         "epochs": progress.epoch,
         "samples_seen": progress.epoch * progress.data.n_train,
         "test_n": data.test_n,
-        "test_accuracy": next(iter(accuracies.values())),
-        "accuracies": accuracies,
+        "measures": list(data.measures),
+        f"test_{measure}": first[measure],
         "metrics": metrics,
         "train_seconds": progress.train_seconds,
         "compile_seconds": progress.compile_seconds,
@@ -229,9 +256,7 @@ def default_folder(experiment: Experiment) -> Path:
 
 
 # -- the table -----------------------------------------------------------------------------------
-HEAD = (
-    "rule",
-    "test accuracy",
+COLUMNS = (  # after the rule and its scores
     "train s",
     "peak MB",
     "floats across layers / sample",
@@ -241,15 +266,17 @@ HEAD = (
 
 
 def table(records: Iterable[Mapping[str, Any]]) -> str:
-    """One row per rule: mean over seeds, and the spread of the accuracy."""
+    """One row per rule: mean over seeds, and the spread of the data's measures."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for r in records:
         groups.setdefault(r["label"], []).append(r)
     if not groups:
         raise SpecError("there are no records to show.")
-    rows = [HEAD, *(_row(label, found) for label, found in groups.items())]
-    width = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    left = {0, 4, 6}
+    measures = _measures(next(iter(groups.values()))[0])
+    head = ("rule", *(f"test {m.replace('_', ' ')}" for m in measures), *COLUMNS)
+    rows = [head, *(_row(label, found, measures) for label, found in groups.items())]
+    width = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    left = {0, len(head) - 3, len(head) - 1}
     lines = [
         "  ".join(
             cell.ljust(w) if i in left else cell.rjust(w)
@@ -261,14 +288,20 @@ def table(records: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, "", *_notes(groups)])
 
 
-def _row(label: str, found: list[Mapping[str, Any]]) -> tuple[str, ...]:
+def _measures(record: Mapping[str, Any]) -> list[str]:
+    """Scores that the table shows; records of before there were others have the accuracy."""
+    return record.get("measures", ["accuracy"])
+
+
+def _row(label: str, found: list[Mapping[str, Any]], measures: list[str]) -> tuple[str, ...]:
     first = found[0]
+    by = next(iter(first["metrics"]))
     floats = first["floats_per_sample"]
     order = ["activity", *(c.value for c in Channel)]
     crossed = " + ".join(f"{floats[c]:.6g} {c}" for c in order if c in floats)
     return (
         label,
-        _spread([r["test_accuracy"] for r in found]),
+        *(_spread([r["metrics"][by][m] for r in found]) for m in measures),
         f"{statistics.mean(r['train_seconds'] for r in found):.2f}",
         f"{max(r['peak_learning_bytes'] for r in found) / 1e6:.3f}",
         crossed or "none",
@@ -296,9 +329,8 @@ def _notes(groups: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
         r = found[0]
         if r["net_as_trained"] != r["net"]:
             notes.append(f"net as trained by {label}: {r['net_as_trained']}")
-        others = {n: a for n, a in r["accuracies"].items() if len(r["accuracies"]) > 1}
-        for by in others:
-            values = [q["accuracies"][by] for q in found]
+        for by in r["metrics"] if len(r["metrics"]) > 1 else ():
+            values = [q["metrics"][by][_measures(r)[0]] for q in found]
             notes.append(f"{label}, predicting by {by}: {_spread(values)}")
         if r["trials"]:
             lrs = ", ".join(f"{q['optimizer']['lr']:.3g}" for q in found)

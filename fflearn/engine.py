@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,8 @@ from fflearn import kernels as backends
 from fflearn import objectives
 from fflearn.base import Batch, Key, LayerSpec, LayerView, Ledger, Rule, Update
 from fflearn.bus import Bus
-from fflearn.errors import DataError, ShapeError, SpecError
+from fflearn.data.kind import checked_task
+from fflearn.errors import DataError, SettingsWarning, ShapeError, SpecError
 from fflearn.networks import Network, network
 from fflearn.optim import Optimizer, optimizer
 from fflearn.state import Slots, State
@@ -46,6 +48,8 @@ class Engine:
         Threads of the kernels.  Results do not depend on it.
     horizon : tuple of (int, int), optional
         Steps per epoch and epochs, for schedules; without it, settings stay constant.
+    task : str
+        "classification", or "regression": targets are numbers, and ``n_classes`` says how many.
     probes : mapping of str to callable, optional
         ``probe(view, update) -> float``, called for each layer's update; it reads only.  Results
         appear in a step's info as "name/layer index".
@@ -78,6 +82,7 @@ class Engine:
         dtype: str = "float32",
         threads: int = 1,
         horizon: tuple[int, int] | None = None,
+        task: str = "classification",
         probes: Mapping[str, Callable[[LayerView, Update], float]] | None = None,
     ):
         self.rule, self.in_shape, self.n_classes = rule, tuple(in_shape), n_classes
@@ -87,11 +92,13 @@ class Engine:
         self.dtype, self.threads, self.horizon = _checked_dtype(dtype), threads, horizon
         self.optimizer = optimizer or default_optimizer(rule)
         self.objective = objectives.load(objective)() if isinstance(objective, str) else objective
-        self.probes = dict(probes or {})
+        self.task, self.probes = checked_task(task), dict(probes or {})
         self._counted: dict[Hashable, Ledger] = {}
         self._wire()
         self._check()
         self.rates = [rule.rates(spec) for spec in self.specs]
+        if advice := rule.advise(self.optimizer):
+            warnings.warn(advice, SettingsWarning, stacklevel=2)
 
     # -- construction ----------------------------------------------------------------------------
     def _wire(self) -> None:
@@ -124,24 +131,51 @@ class Engine:
                 below < 0,
                 leaf in tops,
                 getattr(layer, "activation", "identity"),
+                layer.learns,
             )
             fed = self.rule.in_shape(spec.in_shape, spec)
-            spec = replace(spec, in_shape=fed, out_shape=layer.out_shape(fed))
+            spec = replace(spec, in_shape=fed, out_shape=self._fed(layer, spec, fed))
             shapes.append(spec.out_shape)
             self.specs += (spec,)
         self.out_shape = shapes[-1]
         self.specs = tuple(replace(spec, net_out=self.out_shape) for spec in self.specs)
 
+    def _fed(self, layer: Any, spec: LayerSpec, fed: tuple[int, ...]) -> tuple[int, ...]:
+        """Output shape of a layer for the input that the rule feeds it."""
+        name = type(self.rule).__name__
+        first = next((s for s in self.specs if s.is_input and spec.is_input), None)
+        if first is not None and first.in_shape != fed:
+            raise ShapeError(
+                f"{name} would feed {first.name!r} samples of shape {first.in_shape} and "
+                f"{spec.name!r} such of {fed}, and both read the network's input."
+            )
+        try:
+            return layer.out_shape(fed)
+        except ShapeError as e:
+            raise ShapeError(f"{name} feeds {spec.name!r} the shape {fed}: {e}") from None
+
     def _check(self) -> None:
-        rule, name = self.rule, type(self.rule).__name__
-        if isinstance(self.n_classes, bool) or self.n_classes < 2:
-            raise SpecError(f"learning needs at least 2 classes; got {self.n_classes}.")
+        rule, name, numbers = self.rule, type(self.rule).__name__, self.task == "regression"
+        least, what = (1, "1 number to predict") if numbers else (2, "2 classes")
+        if isinstance(self.n_classes, bool) or self.n_classes < least:
+            raise SpecError(f"learning needs at least {what}; got {self.n_classes}.")
+        if numbers and rule.needs_classes:
+            raise SpecError(
+                f"{name} learns from classes; here are numbers to predict. Take another rule, for "
+                f"instance dfa or fa."
+            )
+        if numbers and self.objective.classes:
+            raise SpecError(
+                f"the objective {self.objective.kind} compares with classes; here are numbers to "
+                f"predict. Type objective=mse"
+            )
         if self.threads < 1:
             raise SpecError(f"threads needs 1 or more; got {self.threads}.")
         if rule.ends_in_logits and self.out_shape[-1] != self.n_classes:
             raise ShapeError(
-                f"{name} needs a network that ends in one output per class: {self.n_classes}; the "
-                f"last layer {self.net.leaves[-1].spec()!r} gives {self.out_shape}. End it with "
+                f"{name} needs a network that ends in one output per "
+                f"{'number' if numbers else 'class'}: {self.n_classes}; the last "
+                f"layer {self.net.leaves[-1].spec()!r} gives {self.out_shape}. End it with "
                 f"dense {self.n_classes}"
             )
         if not self.objective.at_output:
@@ -295,8 +329,8 @@ class Engine:
         ids = y.shape == full[:-1] and y.ndim > 1 and y.dtype.kind in "iu"
         if y.shape != full and not ids:
             raise ShapeError(
-                f"labels need the shape {full}, one-hot; got {y.shape}. "
-                f"Type for instance: np.eye({self.n_classes})[labels]"
+                f"labels need the shape {full}, one-hot, and so do numbers to predict; got "
+                f"{y.shape}. Type for instance: np.eye({self.n_classes})[labels]"
             )
         y = np.ascontiguousarray(y, y.dtype if ids else self.dtype)
         weight = batch.weight

@@ -15,23 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from fflearn import kernels, registry
+from fflearn.data.kind import TASKS
 from fflearn.engine import default_optimizer
 from fflearn.errors import SpecError
 from fflearn.fingerprint import installed
 from fflearn.networks import network
 from fflearn.optim import Optimizer
 from fflearn.registry import Variant
+from fflearn.zoo import NETWORKS
 
-NETS = {  # the network of a data set where none is given
-    "digits": "dense 256 relu | dense 256 relu | dense 10",
-    "cifar10": "dense 1024 relu | dense 512 relu | dense 10",
-    "cora": "graph_conv 16 relu | graph_conv 7",
-    "cora-64-16-20": "graph_conv 16 relu | graph_conv 7",
-    "citeseer": "graph_conv 16 relu | graph_conv 6",
-    "citeseer-64-16-20": "graph_conv 16 relu | graph_conv 6",
-    "row-digits": "gru 64 | dense 10",
-    "copy": "gru 64 last=false | dense 9 places=1",
-}
+# The network of a data set where none is given and that of its kind would not do.
+NETS = {"cifar10": "dense 1024 relu | dense 512 relu | dense 10"}
+OBJECTIVES = {"classification": "softmax_cross_entropy", "regression": "mse"}
 OPTIMIZER_SETTINGS = ("optimizer", "lr", "momentum", "weight_decay", "schedule")
 
 # Learning rates to try, as factors of the given one: outward, so that few trials stay near it.
@@ -49,16 +44,18 @@ class Experiment:
     name : str
         Names the output folder.
     data : str
-        A name that `fflearn.load_data` knows, or the path of a CSV or npz file.
+        A name that `fflearn.load_data` knows, or the path of a CSV, npz or txt file.
+    task : str
+        "classification" or "regression"; see `fflearn.load_data`.  Empty: what the data say.
     rules : tuple of str
         Rules, with parameters in brackets: "dfa", "ff[negatives=hard]", "backprop@ff".  Empty:
-        every rule that can run here.
+        every rule that can train this network on these data.
     net : str
-        Spec string.  Empty: two hidden layers of 256 and one output per class.
+        Spec string, or the name of a network.  Empty: what suits the data (`Data.net`).
     epochs, batch_size : int
     seeds : tuple of int
     objective : str
-        At the network's output.
+        At the network's output.  Empty: softmax_cross_entropy, or mse for regression.
     lr, momentum, weight_decay, optimizer, schedule
         For all rules; None keeps each rule's own default.  ``weight_decay`` may be a list with
         one value per epoch, the last one repeated.
@@ -80,12 +77,13 @@ class Experiment:
 
     name: str = ""
     data: str = "digits"
+    task: str = ""
     rules: tuple[str, ...] = ()
     net: str = ""
     epochs: int = 20
     seeds: tuple[int, ...] = (0, 1, 2)
     batch_size: int = 32
-    objective: str = "softmax_cross_entropy"
+    objective: str = ""
     lr: float | None = None
     momentum: float | None = None
     weight_decay: float | tuple[float, ...] | None = None
@@ -119,6 +117,8 @@ class Experiment:
             raise SpecError(f"seeds needs one seed or more, each once; got {self.seeds!r}.")
         if self.weight_decay == ():
             raise SpecError("weight_decay needs at least one number; got an empty list.")
+        if self.task not in ("", *TASKS):
+            raise SpecError(f"task needs one of {', '.join(TASKS)}; got {self.task!r}.")
         if self.backend not in kernels.names():
             raise SpecError(
                 f"backend needs one of {', '.join(kernels.names())}; got {self.backend!r}."
@@ -167,11 +167,22 @@ class Experiment:
         return "\n".join(lines) + "\n"
 
     # -- the runs --------------------------------------------------------------------------------
-    def resolved(self, n_classes: int) -> Experiment:
-        """The experiment with network and rules spelled out."""
-        default = f"dense 256 relu | dense 256 relu | dense {n_classes}"
-        net = self.net or NETS.get(self.data, default)
-        return replace(self, net=net, rules=self.rules or tuple(available_rules()))
+    def resolved(
+        self, n_classes: int, net: str = "mlp", task: str = "classification"
+    ) -> Experiment:
+        """The experiment with network, rules and objective spelled out.
+
+        ``net`` and ``task`` are those of the data.
+        """
+        net = self.net or NETS.get(self.data, net)
+        if set(re.findall(r"[\w-]+", net)) & set(NETWORKS):
+            net = network(net, n_classes).spec()
+        return replace(
+            self,
+            net=net,
+            rules=self.rules or tuple(available_rules()),
+            objective=self.objective or OBJECTIVES[task],
+        )
 
     def runs(self) -> list[Run]:
         """One run per rule and seed, in the order of the rules."""

@@ -15,7 +15,9 @@ from fflearn.training import restored
 
 
 def predict_file(checkpoint: str | Path, samples: str | Path, by: str = "") -> str:
-    """CSV text: one row per sample with its label and the score of every class.
+    """CSV text: one row per sample, with its label and the score of every class.
+
+    Where the network predicts numbers, a row has these.
 
     Parameters
     ----------
@@ -47,6 +49,10 @@ def predict_file(checkpoint: str | Path, samples: str | Path, by: str = "") -> s
     classes = state.meta["run"]["classes"] or [str(c) for c in range(engine.n_classes)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
+    if engine.task == "regression":
+        writer.writerow([f"prediction_{c}" for c in classes])
+        writer.writerows([f"{number:.9g}" for number in row] for row in scores)
+        return out.getvalue()
     writer.writerow(["label", *(f"score_{c}" for c in classes)])
     for best, row in zip(np.argmax(scores, axis=1), scores, strict=True):
         writer.writerow([classes[best], *(f"{s:.6g}" for s in row)])

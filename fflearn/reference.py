@@ -42,7 +42,7 @@ class TorchEngine:
 
     Parameters
     ----------
-    net, in_shape, n_classes, optimizer, objective, dtype, threads, horizon
+    net, in_shape, n_classes, optimizer, objective, dtype, threads, horizon, task
         As of `Engine`.
 
     Raises
@@ -70,6 +70,7 @@ class TorchEngine:
         dtype: str = "float32",
         threads: int = 1,
         horizon: tuple[int, int] | None = None,
+        task: str = "classification",
     ):
         self._torch = required(f"the rule {registry.REFERENCE!r}")
         from fflearn.torch.layers import through
@@ -87,6 +88,7 @@ class TorchEngine:
             dtype,
             threads,
             horizon,
+            task,
         )
         self.net, self.rule, self.specs = twin.net, twin.rule, twin.specs
         self.in_shape = twin.in_shape
@@ -197,7 +199,7 @@ class TorchEngine:
         x, y, side, weight = self._twin._checked_batch(batch)
         env = Env(side, Key(state.seed).at(state.step).fold("step", "env"), True)
         output = self._output(params, self._tensor(x), env)
-        loss = self._loss(self._torch, output, self._tensor(y))
+        loss = _over_places(self._torch, self._loss, output, self._tensor(y))
         if weight is None:
             return loss.mean()
         return (self._tensor((weight / weight.sum()).astype(self.dtype)) * loss).sum()
@@ -252,11 +254,16 @@ def _known(table: Mapping[str, Any], kind: str, what: str) -> Any:
 # ---- objectives and optimizers as torch has them ---------------------------------------------------
 
 
-def _softmax_cross_entropy(torch: Any, y: Any, t: Any) -> Any:
+def _over_places(torch: Any, core: Function, y: Any, t: Any) -> Any:
+    """The mean of ``core`` over each sample's places, as of `objectives.over_places`: (B,)."""
     if t.shape != y.shape:  # ids
-        t = torch.nn.functional.one_hot(t, y.shape[-1])
-    loss = -(t * torch.log_softmax(y, -1)).sum(-1)
+        t = torch.nn.functional.one_hot(t, y.shape[-1]).to(y.dtype)
+    loss = core(torch, y, t)
     return loss.flatten(1).mean(1) if loss.ndim > 1 else loss
+
+
+def _softmax_cross_entropy(torch: Any, y: Any, t: Any) -> Any:
+    return -(t * torch.log_softmax(y, -1)).sum(-1)
 
 
 def _mse(torch: Any, y: Any, t: Any) -> Any:

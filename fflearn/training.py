@@ -16,11 +16,11 @@ import numpy as np
 
 from fflearn import registry
 from fflearn.base import Ledger, Rule
-from fflearn.data import DataSet
+from fflearn.data import Data
 from fflearn.data import load as load_data
 from fflearn.engine import Engine
 from fflearn.errors import CheckpointError, DivergenceError, SpecError
-from fflearn.experiment import source, whole
+from fflearn.experiment import OBJECTIVES, source, whole
 from fflearn.networks import network
 from fflearn.optim import Optimizer
 from fflearn.optim import optimizer as optimizer_by_name
@@ -38,26 +38,33 @@ class Progress:
     Attributes
     ----------
     curves : dict of str to list
-        "epoch", "loss" (mean over the epoch's steps), "accuracy" (held-out part; None where not
-        evaluated) and "seconds" (training alone, so far).
+        "epoch", "loss" (mean over the epoch's steps), the first of the data's measures, as
+        "accuracy" (held-out part; None where not evaluated), and "seconds" (training alone, so
+        far).
     best : tuple of (float, int)
-        Best accuracy on the held-out part, and its epoch.
+        Best of that measure on the held-out part, and its epoch.
     finished : bool
         No epoch is to come: all are done, or the run was stopped.
     """
 
     engine: Any
     state: State
-    data: DataSet
+    data: Data
     epochs: int
-    curves: dict[str, list[Any]] = field(
-        default_factory=lambda: {"epoch": [], "loss": [], "accuracy": [], "seconds": []}
-    )
-    best: tuple[float, int] = (-1.0, 0)
+    curves: dict[str, list[Any]] = field(default_factory=dict)
+    best: tuple[float, int] = (-math.inf, 0)
     ledger: Ledger = field(default_factory=Ledger)
     compile_seconds: float = 0.0
     finished: bool = False
     label: str = ""
+
+    def __post_init__(self) -> None:
+        self.curves = {"epoch": [], "loss": [], self.measure: [], "seconds": []} | self.curves
+
+    @property
+    def measure(self) -> str:
+        """The score by which networks are compared; the higher the better."""
+        return self.data.measures[0]
 
     @property
     def epoch(self) -> int:
@@ -73,13 +80,13 @@ class Progress:
 def train(
     net: Any,
     rule: Rule | str,
-    data: DataSet | str | tuple[Any, ...],
+    data: Data | str | tuple[Any, ...],
     *,
     epochs: int = 20,
     batch_size: int = 32,
     seed: int = 0,
     optimizer: Optimizer | None = None,
-    objective: str = "softmax_cross_entropy",
+    objective: str = "",
     backend: str = "numba",
     dtype: str = "float32",
     threads: int = 1,
@@ -94,15 +101,18 @@ def train(
     Parameters
     ----------
     net : str, Network or list of layers
+        A name, as "gcn" or "lstm width=32", takes its number of outputs from the data.
     rule : Rule or str
         As the command line writes it: "dfa", "dfa[scale=2]", "my_rule.py", "torch".
-    data : DataSet, name, path, or arrays (x, y)
+    data : Data, name, path, or arrays (x, y); see `fflearn.load_data`
     epochs, batch_size, seed : int
     optimizer : Optimizer, optional
         Default: the rule's own.
+    objective : str
+        Default: softmax_cross_entropy, or mse for data with numbers to predict.
     patience : int
         Above 0: hold out a tenth of the training part, and stop after this many epochs without
-        a better accuracy on it.
+        a better accuracy (R squared) on it.
     evaluate_every : int
         Epochs between two evaluations for the curves; the last epoch is always evaluated.
     out : path, optional
@@ -139,7 +149,8 @@ def train(
         loaded.in_shape,
         loaded.n_classes,
         optimizer=optimizer,
-        objective=objective,
+        objective=objective or OBJECTIVES[loaded.task],
+        task=loaded.task,
         backend=backend,
         dtype=dtype,
         threads=threads,
@@ -160,7 +171,7 @@ def train(
 
 def fit(
     engine: Any,
-    data: DataSet,
+    data: Data,
     *,
     epochs: int,
     batch_size: int,
@@ -254,17 +265,17 @@ def _diverged(run: Progress, good: State, step: int) -> None:
 
 
 def _evaluate(run: Progress, force: bool) -> None:
-    """Accuracy on the held-out part: the validation part where one was split off, else test."""
+    """Score the held-out part: the validation part where one was split off, else test."""
     found = None
     if force:
-        found = next(iter(score(run.engine, run.state, run.data).values()))
+        found = score(run.engine, run.state, run.data)[run.measure]
         if found > run.best[0]:
             run.best = (found, run.epoch)
-    run.curves["accuracy"].append(found)
+    run.curves[run.measure].append(found)
 
 
 def score(engine: Any, state: State, data: Any, by: str = "") -> dict[str, float]:
-    """The data's own measures of a network on its test part, "accuracy" first."""
+    """The scores that the data give a network on their test part, the first of `measures` first."""
     return data.score(lambda x, side=None: engine.predict(state, x, by, side=side))
 
 
@@ -278,13 +289,13 @@ def _rehearsed(run: Progress, batches: Any) -> tuple[float, Ledger]:
 
 
 def _shown(run: Progress) -> dict[str, str]:
-    found = [a for a in run.curves["accuracy"] if a is not None]
+    found = [a for a in run.curves[run.measure] if a is not None]
     shown = {"loss": f"{run.curves['loss'][-1]:.3g}"}
-    return {**shown, "accuracy": f"{found[-1]:.4f}"} if found else shown
+    return {**shown, run.measure: f"{found[-1]:.4f}"} if found else shown
 
 
 def _identity(
-    engine: Any, data: DataSet, epochs: int, batch_size: int, patience: int
+    engine: Any, data: Data, epochs: int, batch_size: int, patience: int
 ) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued or used, as JSON gives it back."""
     rule = registry.name_of(engine.rule)
@@ -295,6 +306,7 @@ def _identity(
         "in_shape": engine.in_shape,
         "n_classes": engine.n_classes,
         "classes": data.classes,
+        "task": data.task,
         "objective": engine.objective.kind,
         "optimizer": engine.optimizer.settings(),
         "dtype": engine.dtype,
@@ -426,6 +438,7 @@ def restored(path: str | Path) -> tuple[Any, State]:
             run["n_classes"],
             optimizer=optimizer_by_name(**_tuples(run["optimizer"])),
             objective=run["objective"],
+            task=run["task"],
             dtype=run["dtype"],
         )
         named = len(run["classes"])
@@ -442,17 +455,19 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
 
 
-def make_engine(net: Any, rule: Rule | Variant, *args: Any, **options: Any) -> Any:
+def make_engine(
+    net: Any, rule: Rule | Variant, in_shape: tuple[int, ...], n_classes: int, **options: Any
+) -> Any:
     """The engine of a rule; for the rule "torch", PyTorch's autograd with the same interface."""
     if isinstance(rule, Rule):
-        return Engine(net, rule, *args, **options)
+        return Engine(net, rule, in_shape, n_classes, **options)
     if rule.network_of:
-        net = registry.rule(rule.network_of).adapt(network(net))
+        net = registry.rule(rule.network_of).adapt(network(net, n_classes))
     if rule.name != registry.REFERENCE:
-        return Engine(net, registry.build(rule), *args, **options)
+        return Engine(net, registry.build(rule), in_shape, n_classes, **options)
     from fflearn.reference import TorchEngine
 
     if rule.params:
         raise SpecError(f"{rule.label}: the reference has no parameters.")
     options.pop("backend", None)  # PyTorch has kernels of its own
-    return TorchEngine(net, *args, **options)
+    return TorchEngine(net, in_shape, n_classes, **options)

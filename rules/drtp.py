@@ -58,6 +58,7 @@ class DRTP(Rule):
     bounded: bool = True
 
     channels: ClassVar = frozenset({Channel.TARGET})
+    needs_classes: ClassVar = True  # its signal has the sign of the error for labels of 0 and 1
     short: ClassVar = ("direct_random_target_projection",)
     citation: ClassVar = "Frenkel, Lefebvre & Bol (2021), Front. Neurosci. 15, 629892"
     optimizer: ClassVar = {"name": "adam", "lr": 1e-2}
@@ -69,9 +70,14 @@ class DRTP(Rule):
 
     def adapt(self, net: Network) -> Network:
         def limited(layer: Any) -> Any:
-            if self.bounded and getattr(layer, "activation", "") in UNBOUNDED:
-                return replace(layer, activation="tanh")
-            return layer
+            if not self.bounded or getattr(layer, "activation", "") not in UNBOUNDED:
+                return layer
+            if layer.kind == "block":
+                raise SpecError(
+                    f"drtp bounds no layer inside of {layer.spec()!r}. End it in tanh, or take "
+                    f"bounded=false."
+                )
+            return replace(layer, activation="tanh")
 
         return net.map(limited)
 

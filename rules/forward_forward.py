@@ -26,7 +26,7 @@ from fflearn.errors import SpecError
 from fflearn.labels import embedding, negatives
 from fflearn.networks import Network
 from fflearn.objectives.goodness import KINDS, Goodness, threshold
-from fflearn.topology import Residual, Sequential
+from fflearn.topology import Residual, Sequential, flatten, map_leaves
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class ForwardForward(Rule):
     order: str = "simultaneous"
 
     channels: ClassVar = frozenset({Channel.PHASE})
+    needs_classes: ClassVar = True
     short: ClassVar = ("ff",)
     citation: ClassVar = "Hinton (2022), arXiv:2212.13345"
     optimizer: ClassVar = {"name": "adam", "lr": 3e-3, "schedule": "cosine"}
@@ -130,44 +131,68 @@ class ForwardForward(Rule):
 
     # -- the network this rule trains ------------------------------------------------------------
     def adapt(self, net: Network) -> Network:
-        *hidden, last = net.body.items
-        if not hidden:
+        *below, last = net.body.items
+        units: list[list[Any]] = []  # what learns, each with the pooling and the like behind it
+        for item in below:
+            if not units or learns(item):
+                units.append([])
+            units[-1].append(item)
+        if len(units) > 1 and not learns(units[0][0]):  # at the input, before what learns
+            units[:2] = [units[0] + units[1]]
+        if not units or not learns(*units[0]) or (self.head and not hasattr(last, "norm")):
             raise SpecError(
-                "forward_forward needs a hidden layer besides the output layer. "
-                "Type for instance: dense 256 relu | dense 10"
+                f"forward_forward needs a hidden layer that learns, and a layer with weights at "
+                f"the end; got {net.spec()!r}. Type for instance: dense 256 relu | dense 10"
             )
-
-        def normalise(layer: Any) -> Any:
-            if not layer.weights:
-                return layer  # pooling and the like: nothing there learns
-            if not hasattr(layer, "norm"):
-                raise SpecError(f"forward_forward cannot normalise the input of {layer.spec()!r}.")
-            return replace(layer, norm=self.norm, draw="lecun")
-
-        hidden = [net.map(normalise).body.items[i] for i in range(len(hidden))]
+        hidden = [map_leaves(Sequential(tuple(unit)), self.normalised).items for unit in units]
         if not self.head:
-            return Network(Sequential(tuple(hidden)))
-        head = replace(normalise(last), draw="zeros")
+            return Network(Sequential(tuple(item for unit in hidden for item in unit)))
+        head = replace(self.normalised(last), draw="zeros")
         first = 1 if len(hidden) > 2 else 0  # the head reads from this hidden layer on
-        tail = Sequential((hidden[-1], head))
+        tail = Sequential((*hidden[-1], head))
         for i in reversed(range(len(hidden) - 1)):
             if i >= first:
                 skip = Sequential((replace(head, bias=False),))
-                tail = Sequential((hidden[i], Residual(tail, skip)))
+                tail = Sequential((*hidden[i], Residual(tail, skip)))
             else:
-                tail = Sequential((hidden[i], *tail.items))
+                tail = Sequential((*hidden[i], *tail.items))
         return Network(tail)
+
+    def normalised(self, layer: Any) -> Any:
+        """A layer as this rule trains it."""
+        if not layer.weights:
+            return layer
+        if not hasattr(layer, "norm"):
+            raise SpecError(f"forward_forward cannot normalise the input of {layer.spec()!r}.")
+        if layer.couples_samples:
+            raise SpecError(
+                f"forward_forward shows a sample once with each label, and {layer.spec()!r} mixes "
+                f"samples. For graphs take for instance single_forward or dfa."
+            )
+        return replace(layer, norm=self.norm, draw="lecun")
 
     def in_shape(self, chain: Shape, spec: LayerSpec) -> Shape:
         if not spec.is_input:
             return chain
-        return self._embedding(spec.net_in, spec.n_classes).shape(spec.net_in, spec.n_classes)
+        try:
+            return self._embedding(spec).shape(spec.net_in, spec.n_classes)
+        except SpecError as e:
+            raise SpecError(f"forward_forward, layer {spec.name!r}: {e}") from None
 
-    def _embedding(self, net_in: Shape, n_classes: int) -> Any:
-        return embedding(self.label, net_in, n_classes, self.strength)
+    def _embedding(self, spec: LayerSpec) -> Any:
+        """How labels are written into the input that this layer, at the bottom, reads."""
+        name = self.label
+        if name == "auto" and len(spec.out_shape) > 1:  # it reads places, not a row of features
+            name = "overlay"
+        return embedding(name, spec.net_in, spec.n_classes, self.strength)
 
     def init(self, v: LayerView, key: Key, shared: Key) -> Params:
-        if self.is_head(v) or not self.peer:
+        if self.head and len(v.net_out) > 1:
+            raise SpecError(
+                f"forward_forward needs one label per sample; the network ends in {v.name!r}, with "
+                f"outputs of shape {v.net_out}."
+            )
+        if self.is_head(v) or not (self.peer and v.learns):
             return {}
         return {"mean_activity": np.full(math.prod(v.out_shape), 0.5)}
 
@@ -182,8 +207,9 @@ class ForwardForward(Rule):
         """Greedy: which layer learns now; the head comes last and counts as one."""
         if self.order == "simultaneous":
             return None
-        stages = sum(not self.is_head(s) for s in layers) + self.head
-        return min(int(progress * stages), stages - 1)
+        stages = [s.index for s in layers if s.learns and not self.is_head(s)]
+        stages += [len(layers)] if self.head else []
+        return stages[min(int(progress * len(stages)), len(stages) - 1)]
 
     # -- one step --------------------------------------------------------------------------------
     def step(self, bus: Any, batch: Batch) -> dict[str, Any]:
@@ -195,7 +221,7 @@ class ForwardForward(Rule):
         if hidden_learn:
             wrong = self.draw(bus.k, batch.y, logits, bus.key.fold("negatives"))
             again = len(wrong) // len(batch.y)
-            embed = self._embedding(batch.x.shape[1:], bus.n_classes)
+            embed = self._embedding(bus.specs[0])
             images = np.concatenate([batch.x] * (1 + again))
             pairs = embed(images, np.concatenate([batch.y, wrong]))
             phase = np.repeat(np.asarray([1, -1], batch.x.dtype), [len(batch.y), len(wrong)])
@@ -207,19 +233,21 @@ class ForwardForward(Rule):
     def _who_learns(self, bus: Any) -> tuple[bool, bool]:
         if bus.variant is None:
             return self.head, True
-        is_last = self.head and bus.variant == sum(not self.is_head(s) for s in bus.specs)
+        is_last = bus.variant == len(bus.specs)
         return is_last, not is_last
 
     def _neutral(self, bus: Any, x: Any) -> Any:
         """The head's logits for inputs that carry every label equally."""
-        embed = self._embedding(x.shape[1:], bus.n_classes)
+        embed = self._embedding(bus.specs[0])
         even = np.full((len(x), bus.n_classes), 1 / bus.n_classes, x.dtype)
         return bus.forward(embed(x, even), name="neutral")
 
     def forward(self, v: LayerView, m: Message, s: Signals) -> Message:
-        idle = self.is_head(v) if m.name != "neutral" else False
-        if idle or (m.name == "x" and v.variant is not None and v.index > v.variant):
+        if self.is_head(v) and m.name != "neutral":
             return m._replace(x=np.zeros((len(m.x), 1), m.x.dtype))
+        if m.name == "x" and v.variant is not None and v.index > v.variant:
+            nothing = np.zeros((), m.x.dtype)  # not its turn yet
+            return m._replace(x=np.broadcast_to(nothing, (len(m.x), *v.out_shape)))
         if m.name == "neutral" and not self.is_head(v):
             return m._replace(x=v.forward(m.x).y)  # nothing to learn from: no trace is kept
         return super().forward(v, m, s)
@@ -230,7 +258,7 @@ class ForwardForward(Rule):
                 return Update()
             t = v.traces["neutral"]
             return Update(v.param_vjp(t, v.act_vjp(t, s.top)))
-        if v.variant is not None and v.index != v.variant:
+        if not v.learns or (v.variant is not None and v.index != v.variant):
             return Update()
         t, again = v.trace, self.draw.per_sample(v.n_classes)
         local = self.objective(v)(v.k, t.y, s.phase)
@@ -259,7 +287,7 @@ class ForwardForward(Rule):
         """By "softmax": the head's logits.  By "goodness": try each label, add up goodness."""
         if by == "softmax":
             return self._neutral(bus, x)
-        embed = self._embedding(x.shape[1:], bus.n_classes)
+        embed = self._embedding(bus.specs[0])
         scores = []
         for one_hot in np.eye(bus.n_classes, dtype=x.dtype):
             bus.forward(embed(x, np.broadcast_to(one_hot, (len(x), bus.n_classes))), name="score")
@@ -269,6 +297,11 @@ class ForwardForward(Rule):
         return np.stack(scores, axis=1)
 
     def _score(self, v: LayerView) -> Any:
-        if self.is_head(v):
+        if self.is_head(v) or not v.learns:
             return None
         return self.objective(v).of(v.k, v.traces["score"].y)
+
+
+def learns(*items: Any) -> bool:
+    """Whether a layer among these, or inside them, has parameters."""
+    return any(layer.learns for item in items for layer in flatten(item)[1])

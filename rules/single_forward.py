@@ -56,6 +56,7 @@ class SingleForward(Rule):
     temperature: float = 1.0
 
     channels: ClassVar = frozenset({Channel.TARGET})
+    needs_classes: ClassVar = True
     short: ClassVar = ("sf_gnn",)
     citation: ClassVar = "Park et al. (2024), arXiv:2403.11004"
     optimizer: ClassVar = {"name": "adam", "lr": 3e-3, "schedule": "cosine"}
@@ -91,7 +92,8 @@ class SingleForward(Rule):
     def init(self, v: LayerView, key: Key, shared: Key) -> Params:
         if len(v.net_out) > 1:
             raise SpecError(
-                f"single_forward needs one label per sample; the network ends in {v.net_out}."
+                f"single_forward needs one label per sample; the network ends in {v.name!r}, with "
+                f"outputs of shape {v.net_out}."
             )
         if v.params and v.out_shape[-1] < v.n_classes:
             raise SpecError(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
 from fflearn.errors import DataError
 
 __all__ = ["TASKS", "Data", "checked_task"]
@@ -12,13 +17,14 @@ TASKS = ("classification", "regression")
 class Data:
     """Base of every kind of data.
 
-    A kind of data has a ``name``, ``notes``, a ``sha256``, an ``in_shape``, ``n_classes`` (for
-    regression: how many numbers to predict) and ``classes``, their names or nothing; it counts
-    what an epoch learns from, ``n_train``, and what a score looks at, ``test_n``.  It gives
-    ``batches(batch_size, seed)``, ``split_validation()`` and ``score(predict)``.
-
     Attributes
     ----------
+    name, notes, sha256
+        What a record says of the data.
+    in_shape, n_classes, classes
+        Shape of a sample; how many classes, or numbers to predict; their names, or nothing.
+    n_train, test_n
+        What one epoch learns from, and what a score looks at.
     task : str
         What the targets are: classes ("classification") or numbers ("regression").
     measures : tuple of str
@@ -31,6 +37,37 @@ class Data:
     task: str = "classification"
     measures: tuple[str, ...] = ("accuracy",)
     net: str = "mlp"
+
+    if TYPE_CHECKING:
+
+        @property
+        def name(self) -> str: ...
+        @property
+        def notes(self) -> tuple[str, ...]: ...
+        @property
+        def sha256(self) -> str: ...
+        @property
+        def in_shape(self) -> tuple[int, ...]: ...
+        @property
+        def n_classes(self) -> int: ...
+        @property
+        def classes(self) -> tuple[str, ...]: ...
+        @property
+        def n_train(self) -> int: ...
+        @property
+        def test_n(self) -> int: ...
+
+    def batches(self, batch_size: int, seed: int) -> Any:
+        """The training part: ``batch(step)``, ``batch_size`` and ``steps_per_epoch``."""
+        raise NotImplementedError
+
+    def split_validation(self) -> Data:
+        """The same data, tested on a part that is held out of training."""
+        raise NotImplementedError
+
+    def score(self, predict: Callable[..., np.ndarray]) -> dict[str, float]:
+        """How well ``predict(x, side=...)`` does on the test part; the `measures`, and others."""
+        raise NotImplementedError
 
 
 def checked_task(task: str) -> str:

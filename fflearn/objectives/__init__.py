@@ -7,10 +7,13 @@ target is the label; inside, it is what the rule broadcasts (for `goodness`, the
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar
+
+import numpy as np
 
 from fflearn.base import Readout
 from fflearn.errors import SpecError
@@ -21,10 +24,15 @@ class Objective:
     """Base of every objective."""
 
     kind: ClassVar[str]
-    at_output: ClassVar[bool] = True  # can train the network's output against labels
+    at_output: ClassVar[bool] = True  # can train the network's output against targets
+    classes: ClassVar[bool] = True  # its targets must be classes, and no other numbers
 
     def __call__(self, k: Any, y: Any, target: Any) -> Readout:
-        """(B, *out) and its target -> loss (B,) and d loss_i / d y (B, *out), no batch mean."""
+        """(B, *out) and its target -> loss (B,) and d loss_i / d y (B, *out), no batch mean.
+
+        At the output, (B, *places, C) may come with class ids (B, *places); the loss of a sample
+        is the mean over its places, so its error carries 1 / places.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -32,6 +40,24 @@ class Objective:
         """Objectives of this kind, each with the target the shared tests feed it:
         "one-hot", "real" or "phase"."""
         raise NotImplementedError
+
+
+def over_places(core: Callable[[Any, Any], tuple[Any, Any]], y: Any, target: Any) -> Readout:
+    """The mean over each sample's places of ``core(y, t) -> loss (rows,), error (rows, C)``.
+
+    Parameters
+    ----------
+    y : array, shape (B, *places, C)
+    target : array, shape (B, *places, C), or class ids of shape (B, *places)
+    """
+    if target.shape != y.shape:
+        target = np.eye(y.shape[-1], dtype=y.dtype)[target]
+    flat = y.reshape(-1, y.shape[-1])
+    loss, error = core(flat, target.reshape(flat.shape))
+    places = len(flat) // len(y)
+    if places > 1:
+        loss, error = loss.reshape(len(y), places).mean(axis=1), error / places
+    return Readout(loss, error.reshape(y.shape))
 
 
 def names() -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fflearn.base import Readout
-from fflearn.objectives import Objective
+from fflearn.objectives import Objective, over_places
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class BinaryCrossEntropy(Objective):
     kind: ClassVar[str] = "binary_cross_entropy"
 
     def __call__(self, k: Any, y: Any, target: Any) -> Readout:
-        return Readout(*k.bce(y, target))
+        return over_places(k.bce, y, target)
 
     @classmethod
     def examples(cls) -> list[tuple[Objective, str]]:

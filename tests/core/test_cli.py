@@ -39,7 +39,7 @@ def test_compare_prints_a_table_and_the_path_of_its_records(here, say):
     said = say(*compare())
     assert (said.code, said.err) == (0, "")
     lines = said.out.splitlines()
-    assert re.split(r"  +", lines[0]) == list(comparison.HEAD)
+    assert re.split(r"  +", lines[0]) == ["rule", "test accuracy", *comparison.COLUMNS]
     assert [line.split()[0] for line in lines[2:4]] == ["dfa", "backprop"]
     assert lines[-1] == "records: out/records"
     assert len(list(Path("out/records").glob("*.json"))) == 4
@@ -59,6 +59,7 @@ def test_every_option_reaches_the_experiment(here, say):
         *("--epochs", 1, "--batch-size", 16, "--seeds", "3,1", "--lr", 0.01),
         *("--optimizer", "sgd", "--momentum", 0.5, "--weight-decay", "0.01,0.001"),
         *("--schedule", "cosine", "--objective", "mse", "--patience", 2, "--evaluate-every", 2),
+        *("--task", "classification"),
         *("--tune", 2, "--adapted", "--backend", "reference", "--dtype", "float64"),
         *("--threads", 2, "--set", "dfa.scale=2", "--set", "ff.lr=0.001", "--out", "o/p"),
     )
@@ -72,6 +73,7 @@ def test_every_option_reaches_the_experiment(here, say):
         seeds=(3, 1),
         batch_size=16,
         objective="mse",
+        task="classification",
         lr=0.01,
         momentum=0.5,
         weight_decay=(0.01, 0.001),
@@ -390,7 +392,8 @@ OPTIONS = {
     + ["dense 8 rulu | dense 3", "residual(dense 3", "dense 4", "dense 3.5", "dense 3 speed=2"],
     "--epochs": ["0", "-1", "x", "1.5", "nan", ""],
     "--batch-size": ["0", "-3", "73", "x"],
-    "--objective": ["mes", "goodness", ""],
+    "--objective": ["mes", "goodness"],
+    "--task": ["regress", "regression"],  # the labels of blobs.csv are text
     "--lr": ["nan", "inf", "-1", "x", ""],
     "--optimizer": ["sgdd", "SGD", ""],
     "--momentum": ["x", "0.9"],

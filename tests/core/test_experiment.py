@@ -12,7 +12,7 @@ import pytest
 
 from fflearn import registry
 from fflearn.errors import FFLearnError, SpecError
-from fflearn.experiment import NETS, TRIALS, Experiment, available_rules, source
+from fflearn.experiment import TRIALS, Experiment, available_rules, source
 
 hypothesis = pytest.importorskip("hypothesis")
 given, st = hypothesis.given, hypothesis.strategies
@@ -23,6 +23,7 @@ NET = "dense 8 relu | dense 3"
 OTHER = {
     "name": "other",
     "data": "some/file.csv",
+    "task": "regression",
     "rules": ("dfa", "forward_forward[negatives=wrong,peer=0.1]"),
     "net": NET,
     "epochs": 3,
@@ -49,7 +50,8 @@ def test_the_default_is_every_rule_on_the_digits_with_three_seeds():
     e = Experiment()
     assert (e.name, e.data, e.seeds, e.epochs) == ("digits", "digits", (0, 1, 2), 20)
     resolved = e.resolved(10)
-    assert resolved.net == NETS["digits"]
+    assert resolved.net == "dense 256 relu | dense 256 relu | dense 10"
+    assert resolved.objective == "softmax_cross_entropy"
     assert set(registry.names()) <= set(resolved.rules) <= {*registry.names(), "torch"}
     assert list(resolved.rules) == available_rules()
     assert len(resolved.runs()) == 3 * len(resolved.rules)
@@ -59,6 +61,23 @@ def test_other_data_gets_a_network_with_one_output_per_class():
     e = Experiment(data="wide.csv", rules=("dfa",)).resolved(7)
     assert e.net == "dense 256 relu | dense 256 relu | dense 7"
     assert Experiment(data="digits", net=NET).resolved(10).net == NET
+    assert (
+        Experiment(data="cifar10").resolved(10).net == "dense 1024 relu | dense 512 relu | dense 10"
+    )
+
+
+def test_a_network_by_name_is_spelled_out_for_the_datas_classes():
+    e = Experiment(net="gcn width=8", rules=("dfa",)).resolved(7, "mlp")
+    assert e.net == "graph_conv 8 relu | graph_conv 7"
+    e = Experiment(rules=("dfa",)).resolved(5, "lstm last=false")
+    assert e.net == "lstm 64 last=false | dense 5 places=1"
+    given = "dropout 0.5 | graph_conv 7"  # as it was typed, or known runs would not be found
+    assert Experiment(net=given).resolved(7, "gcn").net == given
+
+
+def test_the_objective_is_that_of_the_task():
+    assert Experiment().resolved(3, task="regression").objective == "mse"
+    assert Experiment(objective="mse").resolved(3).objective == "mse"
 
 
 # ---- the file -----------------------------------------------------------------------------------
@@ -133,6 +152,7 @@ WRONG = {
     "objective": [3, None],
     "net": [3, None, ["dense 3"]],
     "data": [3, None, ("x", "y")],
+    "task": ["regress", 3, None],
     "adapted": ["yes", 1],
     "name": ["a/b", " ", "a b", 3],
     "dtype": [32, None],
@@ -301,6 +321,7 @@ def test_the_digest_depends_on_everything_that_the_result_depends_on():
         return Experiment(**plain).runs()[0].digest(data)
 
     free = {"name": "x", "threads": 2, "adapted": True, "rules": ("dfa", "fa"), "seeds": (0, 1)}
+    free["task"] = "regression"  # the data's own digest differs
     same = {digest(**{n: v}) for n, v in free.items()}
     assert same == {digest()}
     deciding = [{n: v} for n, v in OTHER.items() if n not in {*free, "momentum", "net", "settings"}]
@@ -312,7 +333,8 @@ def test_the_digest_depends_on_everything_that_the_result_depends_on():
 
 def test_the_digest_of_a_known_run_stays():
     """Records of earlier versions are found again; a change here needs a line in CHANGELOG."""
-    run = one(rules=("dfa[scale=2]",), lr=0.125, optimizer="sgd")
+    e = Experiment(seeds=(0,), net=NET, rules=("dfa[scale=2]",), lr=0.125, optimizer="sgd")
+    (run,) = e.resolved(3).runs()
     assert json.dumps(run.spec(), sort_keys=True) == (
         '{"backend": "numba", "batch_size": 32, "data": "digits", "dtype": "float32", '
         '"epochs": 20, "evaluate_every": 1, "net": "dense 8 relu | dense 3", '

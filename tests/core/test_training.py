@@ -190,6 +190,7 @@ EVERY_RULE = [
 ] + [pytest.param("torch", marks=pytest.mark.torch)]
 
 
+@pytest.mark.filterwarnings("ignore::fflearn.errors.SettingsWarning")
 @pytest.mark.parametrize("rule", EVERY_RULE)
 def test_a_million_times_the_learning_rate_diverges_or_stays_finite(data, rule):
     """A rule whose steps are bounded may stay finite; none may return a number that is not."""
@@ -203,6 +204,7 @@ def test_a_million_times_the_learning_rate_diverges_or_stays_finite(data, rule):
         assert run.state.first_bad() is None and np.isfinite(run.curves["loss"]).all()
 
 
+@pytest.mark.filterwarnings("ignore::fflearn.errors.SettingsWarning")
 @pytest.mark.parametrize("rule", EVERY_RULE)
 def test_divergence_names_layer_and_step_and_keeps_the_last_epoch(data, rule, tmp_path):
     """Epoch 1 is sound; from epoch 2 on the learning rate is out of all bounds."""
@@ -448,10 +450,12 @@ MISTAKES = [
     ({"data": (X[:0], Y[:0])}, DataError),
     ({"data": (X, Y[:-1])}, DataError),
     ({"data": (X, Y * 0)}, DataError),
-    ({"data": (X, Y + 0.5)}, DataError),
+    ({"data": (X, Y + 0.5)}, ShapeError),  # one number to predict, three outputs
+    ({"data": (X, Y + 0.5), "objective": "softmax_cross_entropy"}, SpecError),
+    ({"data": (X, Y + 0.5), "rule": "ff", "net": "dense 8 relu | dense 1"}, SpecError),
     ({"data": (X.astype(str), Y)}, DataError),
     ({"data": (X[:, 0], Y)}, DataError),
-    ({"data": (X, X)}, DataError),
+    ({"data": (X, X)}, ShapeError),
 ]
 
 

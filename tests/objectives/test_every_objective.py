@@ -80,22 +80,53 @@ def test_values_by_hand():
     np.testing.assert_allclose(good.error, [[1 / 4 * 2 * 1, 1 / 4 * 2 * 2]])
 
 
+AT_OUTPUT = [kind for kind in objectives.names() if objectives.load(kind).at_output]
+
+
+@pytest.mark.parametrize("kind", AT_OUTPUT)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_loss_of_a_sample_is_the_mean_over_its_places(backend):
-    k, ce = kernels.load(backend), objectives.load("softmax_cross_entropy")()
+def test_the_loss_of_a_sample_is_the_mean_over_its_places(kind, backend):
+    k, objective = kernels.load(backend), objectives.load(kind)()
     rng = np.random.default_rng(3)
     y, ids = rng.normal(size=(2, 3, 5)), rng.integers(0, 5, (2, 3))
-    by_id, by_one_hot = ce(k, y, ids), ce(k, y, np.eye(5)[ids])
+    by_id, by_one_hot = objective(k, y, ids), objective(k, y, np.eye(5)[ids])
+    on_a_grid = objective(k, y.reshape(2, 3, 1, 5), ids.reshape(2, 3, 1))
+    assert on_a_grid.error.shape == (2, 3, 1, 5)
     for i in range(2):
-        alone = ce(k, y[i], np.eye(5)[ids[i]])
-        for out in (by_id, by_one_hot):
+        alone = objective(k, y[i], np.eye(5)[ids[i]])
+        for out in (by_id, by_one_hot, on_a_grid):
             assert out.loss[i] == pytest.approx(alone.loss.mean(), rel=1e-12)
-            np.testing.assert_allclose(out.error[i], alone.error / 3, rtol=1e-12)
+            np.testing.assert_allclose(out.error[i].reshape(3, 5), alone.error / 3, rtol=1e-12)
 
 
-def test_only_those_that_compare_with_labels_stand_at_the_output():
-    at_output = {kind for kind in objectives.names() if objectives.load(kind).at_output}
-    assert at_output == set(objectives.names()) - {"goodness"}
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", AT_OUTPUT)
+def test_over_places_it_is_the_references(kind, dtype):
+    pytest.importorskip("torch")
+    from fflearn.base import Batch
+    from fflearn.engine import Engine
+    from fflearn.reference import TorchEngine
+    from fflearn.registry import rule
+
+    net, rng = "dense 6 tanh places=1 | dense 5 places=1", np.random.default_rng(0)
+    x, ids = rng.normal(size=(4, 3, 2)), rng.integers(0, 5, (4, 3))
+    ours = Engine(net, rule("backprop"), (3, 2), 5, objective=kind, dtype=dtype)
+    theirs = TorchEngine(net, (3, 2), 5, objective=kind, dtype=dtype)
+    near = {"float32": 1e-5, "float64": 1e-12}[dtype]
+    for y in (ids, np.eye(5)[ids]):
+        batch, state = Batch(x, y), ours.init(0)
+        pairs = zip(ours.updates(state, batch), theirs.updates(state, batch), strict=True)
+        for mine, other in pairs:
+            for name, g in mine.grads.items():
+                np.testing.assert_allclose(ours.kernels.formed(g), other.grads[name], near, near)
+        losses = [float(e.step(state.copy(), batch)[0]["loss"]) for e in (ours, theirs)]
+        assert losses[0] == pytest.approx(losses[1], rel=near)
+
+
+def test_only_those_that_compare_with_targets_stand_at_the_output():
+    assert set(AT_OUTPUT) == set(objectives.names()) - {"goodness"}
+    assert [kind for kind in AT_OUTPUT if not objectives.load(kind).classes] == ["mse"]
 
 
 @pytest.mark.parametrize("kind", objectives.names())

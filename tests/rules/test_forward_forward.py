@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fflearn import locality
-from fflearn.base import Batch
+from fflearn.base import Batch, Env
 from fflearn.bus import Bus
 from fflearn.checks import bench, learned, same_bits, samples
 from fflearn.engine import Engine
@@ -267,6 +267,90 @@ def test_wrong_labels_are_drawn_anew_in_every_step():
     assert len(set(drawn)) == 5
 
 
+# ---- layers without parameters --------------------------------------------------------------------
+
+POOLED = "conv 5 relu | max_pool | conv 4 relu | avg_pool | dense 6 relu | dropout 0.1 | dense 3"
+
+
+def pooled(**settings):
+    """A network with pooling on images of 8 x 8, one step from training."""
+    engine = Engine(POOLED, rule("ff", **settings), (8, 8, 1), 3, dtype="float64", horizon=(1, 8))
+    rng = np.random.default_rng(1)
+    batch = Batch(rng.normal(size=(5, 8, 8, 1)), np.eye(3)[[0, 1, 2, 1, 0]])
+    return engine, engine.init(0), batch
+
+
+def test_what_has_no_parameters_belongs_to_the_layer_below():
+    engine, state, batch = pooled()
+    # The head reads what the second and third of the learning layers end in, after the pooling.
+    assert engine.net.spec() == (
+        "conv 5 relu norm=rms draw=lecun | max_pool | conv 4 relu norm=rms draw=lecun | avg_pool"
+        " | residual(dense 6 relu norm=rms draw=lecun | dropout 0.1"
+        " | dense 3 norm=rms draw=zeros; dense 3 norm=rms bias=false draw=zeros)"
+    )
+    info, _ = engine.step(state, batch)
+    assert {n for n in info if n.startswith("loss/")} == {"loss/0", "loss/2", "loss/4"}
+    assert [bool(slots) for slots in state.aux] == [True, False, True, False, True, *[False] * 3]
+
+
+def test_goodness_is_that_of_the_layers_that_learn():
+    engine, state, batch = pooled()
+    scores, total = engine.predict(state, batch.x, "goodness"), 0
+    embed, k = embedding("overlay", (8, 8, 1), 3, 1.0), engine.kernels
+    for label in np.eye(3):
+        x, found = embed(batch.x, np.tile(label, (5, 1))), []
+        for i in (0, 1, 2, 3, 4):
+            x = engine.net.leaves[i].forward(k, state.params[i], x, Env()).y
+            found.append((x.reshape(5, -1) ** 2).sum(1))
+        total = total + np.outer(found[2] + found[4], label)  # all but the first that learns
+    np.testing.assert_allclose(scores, total, rtol=1e-10)
+
+
+def test_greedy_spends_no_time_on_layers_without_parameters():
+    engine, state, batch = pooled(order="greedy", negatives="wrong")
+    stages = []
+    for _ in range(8):
+        before = state.copy()
+        engine.step(state, batch)
+        pairs = enumerate(zip(state.params, before.params, strict=True))
+        stages.append([i for i, (a, b) in pairs if any((a[n] != b[n]).any() for n in a)])
+    assert stages[:6] == [[0], [0], [2], [2], [4], [4]]
+    assert all(set(s) == {6, 7} for s in stages[6:])
+
+
+def test_greedy_goes_through_a_residual_of_images():
+    net = "conv 4 relu | residual(conv 4 relu | conv 4 relu) | dense 3"
+    engine = Engine(net, rule("ff", order="greedy"), (6, 5, 2), 3, horizon=(1, 4))
+    state, batch = (
+        engine.init(0),
+        Batch(np.cos(np.arange(240.0)).reshape(4, 6, 5, 2), np.eye(3)[[0, 1, 2, 1]]),
+    )
+    for _ in range(4):
+        engine.step(state, batch)
+    assert state.first_bad() is None
+
+
+@pytest.mark.parametrize(
+    ("net", "in_shape", "fed"),
+    [
+        ("conv 6 relu | dense 3", (4, 4, 1), (4, 4, 1)),  # 16 pixels: too few to spare, but kept
+        ("max_pool | dense 5 relu | dense 3", (4, 4, 1), (4, 4, 1)),
+        ("dense 6 relu | dense 3", (4, 4, 1), (19,)),
+        ("flatten | dense 6 relu | dense 3", (4, 4, 1), (19,)),
+        ("dense 6 relu places=1 | dense 3", (4, 5), (4, 5)),
+        ("residual(conv 2 relu; conv 2 relu) | dense 3", (4, 4, 1), (4, 4, 1)),
+    ],
+)
+def test_labels_are_written_so_that_the_first_layer_can_read_them(net, in_shape, fed):
+    engine = Engine(net, rule("ff"), in_shape, 3)
+    assert {s.in_shape for s in engine.specs if s.is_input} == {fed}
+    rng, state = np.random.default_rng(0), engine.init(0)
+    batch = Batch(rng.normal(size=(6, *in_shape)), np.eye(3)[[0, 1, 2, 0, 1, 2]])
+    engine.step(state, batch)
+    for by in engine.rule.predictors:
+        assert engine.predict(state, batch.x, by).shape == (6, 3)
+
+
 # ---- prediction and labels ------------------------------------------------------------------------
 
 
@@ -364,3 +448,19 @@ def test_networks_that_do_not_fit_are_told():
         Engine("dense 5 relu | dense 3", rule("ff", label="channel"), (11,), 3)
     with pytest.raises(SpecError, match="cannot normalise"):
         Engine("block(dense 5 relu) | dense 3", rule("ff"), (11,), 3)
+    for net in ("max_pool | dense 3", "flatten | act relu | dense 3", "conv 3 | max_pool"):
+        with pytest.raises(SpecError, match=r"a hidden layer that learns.*got '" + net[:4]):
+            Engine(net, rule("ff"), (6, 6, 1), 3)
+    with pytest.raises(SpecError, match=r"layer '0 conv.*9 values over .* only 4 places"):
+        Engine("conv 5 relu | dense 9", rule("ff"), (2, 2, 1), 9)
+    for kind in ("graph_conv", "sage"):
+        with pytest.raises(SpecError, match=f"{kind} 5 relu' mixes samples"):
+            Engine(f"{kind} 5 relu | {kind} 3", rule("ff"), (11,), 3)
+    with pytest.raises(ShapeError, match="ForwardForward feeds '0 conv .*the shape"):
+        Engine("conv 5 relu | dense 3", rule("ff", label="append"), (6, 6, 1), 3)
+    with pytest.raises(ShapeError, match="would feed '0 conv .* and both read the network's input"):
+        net = "residual(conv 5 relu | dense 5 relu; dense 5 relu) | dense 3"
+        Engine(net, rule("ff"), (6, 6, 1), 3)
+    with pytest.raises(SpecError, match="one label per sample; the network ends in '0 dense"):
+        net = "dense 5 relu places=1 | dense 3 places=1"
+        Engine(net, rule("ff"), (6, 4), 3).init(0)
