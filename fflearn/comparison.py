@@ -232,6 +232,7 @@ def _record(run: Run, data: Data, progress: Progress, trials: list[Record]) -> R
         "test_n": data.test_n,
         "measures": list(data.measures),
         f"test_{measure}": first[measure],
+        "accuracies": {by: m["accuracy"] for by, m in metrics.items() if "accuracy" in m},
         "metrics": metrics,
         "train_seconds": progress.train_seconds,
         "compile_seconds": progress.compile_seconds,
