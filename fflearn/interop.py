@@ -169,12 +169,11 @@ def load_torch(
     own, heads = _by_path(params)
     found, rows, notes = _read(network(net), tuple(in_shape), module, x)
     _check({path: a.shape for path, a in found.items()}, own)
-    arrays = params.params if isinstance(params, State) else params
     for path, a in found.items():
         _, leaf, name = path.split("/")
         if a.dtype.itemsize > own[path].itemsize:
             notes.append(f"{path}: rounded from {a.dtype} to {own[path].dtype}")
-        arrays[int(leaf)][name] = a.astype(own[path].dtype)
+        _layers(params)[int(leaf)][name] = a.astype(own[path].dtype)
     return Report(rows, (*notes, *heads))
 
 
@@ -195,14 +194,18 @@ def _read(
     return arrays, tuple(rows), notes
 
 
+def _layers(params: Params) -> Sequence[Any]:
+    return params.params if isinstance(params, State) else params
+
+
 def _by_path(params: Params) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays by path, and a note for each that is left alone."""
     found, notes = {}, []
-    for i, own in enumerate(params.params if isinstance(params, State) else params):
+    for i, own in enumerate(_layers(params)):
         for name, a in own.items():
             path = f"params/{i}/{name}"
             if name.startswith(f"{HEAD}."):
-                notes.append(f"{path}: of a head, which is run in training alone; left alone")
+                notes.append(f"{path}: of a head, which is run in training alone: left out")
             else:
                 found[path] = np.asarray(a)
     return found, notes

@@ -89,7 +89,7 @@ def filled(ties: Sequence[Tie], module: nn.Module) -> tuple[list[str], list[str]
             raise type(e)(f"{part.name!r} does not fit {_told(tie)}: {e}") from e
         names += [part.names.get(pair.theirs, "") for pair in pairs(tie)]
         notes += [f"{part.name}: {note}" for note in told]
-    return names, notes + _shared(parts)
+    return names, notes + _shared(module)
 
 
 def _copy(tensors: Tensors, tie: Tie) -> None:
@@ -142,25 +142,19 @@ def _told(tie: Tie) -> str:
 
 
 def _mismatch(tie: Tie | None, part: Part | None) -> str:
-    wants = f"{_told(tie)} takes the weights of a {type(tie.module).__name__}" if tie else ""
-    has = f"{part.name!r}, a {type(part.module).__name__}" if part else ""
-    if not wants:
+    has = f"{part.name!r}, a {type(part.module).__name__}" if part else "nothing more"
+    if tie is None:
         return f"the network has no layer left for the weights of {has}."
-    return (
-        f"{wants}; {f'the next one in the module is {has}' if has else 'the module has no more'}."
-    )
+    wants = type(tie.module).__name__
+    return f"{_told(tie)} takes the weights of a {wants}; what comes next in the module is {has}."
 
 
-def _shared(parts: list[Part]) -> list[str]:
+def _shared(module: nn.Module) -> list[str]:
     """Tensors that are one in torch; no array of ours belongs to two layers."""
     owner: dict[int, str] = {}
-    notes = []
-    for part in parts:
-        for name, a in part.tensors.items():
-            first = owner.setdefault(a.ctypes.data, part.names[name])
-            if first != part.names[name]:
-                notes.append(f"{part.names[name]}: one tensor with {first} there, two arrays here")
-    return notes
+    named = [(name, t.data_ptr()) for name, t in module.state_dict().items()]
+    firsts = [(name, owner.setdefault(at, name)) for name, at in named]
+    return [f"{n}: one tensor with {f} there, two arrays here" for n, f in firsts if n != f]
 
 
 def compared(theirs: nn.Module, ours: nn.Module, x: torch.Tensor) -> str:
@@ -194,7 +188,7 @@ def compared(theirs: nn.Module, ours: nn.Module, x: torch.Tensor) -> str:
     if not far <= math.sqrt(torch.finfo(y.dtype).eps) * largest:
         raise SpecError(
             f"with the same weights, the outputs of the module and the network differ by up to "
-            f"{far:.1e}; the largest is {largest:.1e}. They do not compute the same, or the module defines its layers in "
-            f"another order than it uses them."
+            f"{far:.1e}; the largest is {largest:.1e}. They do not compute the same, or the module "
+            f"defines its layers in another order than it uses them."
         )
     return f"the outputs for x differ by up to {far:.1e}; the largest is {largest:.1e}"

@@ -427,6 +427,14 @@ def test_to_torch_draws_nothing_and_leaves_the_weights_alone():
     assert all(a.tobytes() == before[path].tobytes() for path, a in c.state.arrays().items())
 
 
+def test_a_graph_may_be_sparse():
+    c = Case("gcn 4 width=6", (7,))
+    module, _ = c.exported()
+    with torch.no_grad():
+        theirs = module(c.given, adjacency=c.graph["adjacency"].to_sparse())
+    np.testing.assert_allclose(theirs.numpy(), c.ours(), rtol=1e-12)
+
+
 def test_plain_networks_need_nothing_but_torch():
     for spec, shape in [("lenet", (28, 28, 1)), ("embed 9 4 | dense 3 tanh places=1", (5,))]:
         module, _ = Case(spec, shape).exported()
@@ -476,7 +484,7 @@ UNREADABLE = [
     (nn.BatchNorm2d(2, affine=False), (4, 4, 2), "affine=True"),
     (nn.BatchNorm2d(2, track_running_stats=False), (4, 4, 2), "track_running_stats=True"),
     (nn.BatchNorm1d(5), (5, 2), "channels first"),
-    (nn.BatchNorm1d(2), (4, 4, 2), "takes the weights of a BatchNorm2d; the next .* a BatchNorm1d"),
+    (nn.BatchNorm1d(2), (4, 4, 2), "takes the weights of a BatchNorm2d; what .* a BatchNorm1d"),
     (nn.LayerNorm((5, 2)), (5, 2), "a normalized_shape of one axis"),
     (nn.LayerNorm(2, bias=False), (2,), "learned scale and shift"),
     (nn.LayerNorm(2, elementwise_affine=False), (2,), "learned scale and shift"),
@@ -524,9 +532,13 @@ class Scaled(nn.Module):
 
 UNLOADABLE = [
     ("dense 3", Scaled(), "the module holds 'scale', for which fflearn has no layer"),
-    ("dense 3 | dense 2", nn.Linear(4, 3), "params/1 'dense 2' takes .*; the module has no more"),
+    (
+        "dense 3 | dense 2",
+        nn.Linear(4, 3),
+        "params/1 'dense 2' takes .* in the module is nothing more",
+    ),
     ("dense 3", nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), "no layer left for .* '1', a Lin"),
-    ("dense 3", nn.LayerNorm(4), "takes the weights of a Linear; the next .* '', a LayerNorm"),
+    ("dense 3", nn.LayerNorm(4), "takes the weights of a Linear; what .* '', a LayerNorm"),
     ("dense 3", nn.Linear(4, 3, bias=False), r"lacks \['bias'\], and has nothing besides"),
     ("dense 3 bias=false", nn.Linear(4, 3), r"lacks nothing, and has \['bias'\] besides"),
     ("dense 4", nn.Linear(4, 3), r"'weight' has the shape \(3, 4\) in place of \(4, 4\)"),
