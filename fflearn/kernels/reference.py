@@ -108,7 +108,7 @@ class Kernels:
         if kind == "relu":
             return np.maximum(a, 0)
         if kind == "tanh":
-            return np.tanh(a)
+            return 2 * _sigmoid(2 * a) - 1 if np.iscomplexobj(a) else np.tanh(a)
         if kind == "sigmoid":
             return _sigmoid(a)
         if kind == "hardsigmoid":

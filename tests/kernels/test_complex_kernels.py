@@ -44,11 +44,16 @@ def test_convolutions_by_real_weights(k, dtype, stride):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_sigmoid_off_the_real_axis(k, dtype):
+def test_sigmoid_and_tanh_off_the_real_axis(k, dtype):
     a = 6 * draw(500, dtype)
     a = a[np.abs(1 + np.exp(-a)) > 0.1]  # away from its poles
     by_definition = 1 / (1 + np.exp(-a.astype(np.complex128)))
     np.testing.assert_allclose(k.act(a, "sigmoid"), by_definition, rtol=100 * TOLERANCE[dtype])
+    doubled = 2 / (1 + np.exp(-2 * a.astype(np.complex128))) - 1
+    kept = np.abs(1 + np.exp(-2 * a)) > 0.1
+    found = k.act(a, "tanh")
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found[kept], doubled[kept], rtol=100 * TOLERANCE[dtype])
     far = np.array([1000 + 1j, -1000 + 1j], dtype)
     np.testing.assert_array_equal(k.act(far, "sigmoid"), np.array([1, 0], dtype))
     real = a.real.copy()
