@@ -190,7 +190,8 @@ def _train(args: argparse.Namespace) -> int:
     from fflearn.comparison import engine_for
     from fflearn.data import load
     from fflearn.experiment import Experiment
-    from fflearn.training import FINAL, fit, score
+    from fflearn.run_files import FINAL
+    from fflearn.training import fit, score
 
     given = _given(args) | {"rules": (args.rule,), "seeds": (args.seed,)}
     experiment = Experiment.of("the command line", given)

@@ -21,8 +21,9 @@ from fflearn.data import load as load_data
 from fflearn.errors import DivergenceError, FFLearnError, ShapeError, SpecError
 from fflearn.experiment import TRIALS, Experiment, Run, whole
 from fflearn.fingerprint import fingerprint, versions
+from fflearn.run_files import writable
 from fflearn.state import write_atomically
-from fflearn.training import Progress, fit, make_engine, score, writable
+from fflearn.training import Progress, fit, make_engine, score
 
 Record = dict[str, Any]
 

@@ -16,8 +16,8 @@ from core_runs import ROOT, contents, spawn
 
 from fflearn import __version__, cli, comparison, registry, training
 from fflearn.experiment import Experiment
+from fflearn.run_files import CHECKPOINT, FINAL
 from fflearn.state import load as load_state
-from fflearn.training import CHECKPOINT, FINAL
 from fflearn.zoo import NETWORKS
 
 NET = ("--net", "dense 8 relu | dense 3")

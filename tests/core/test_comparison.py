@@ -25,7 +25,8 @@ from fflearn.errors import (
     SpecError,
 )
 from fflearn.experiment import TRIALS, Experiment
-from fflearn.training import FINAL, restored, train
+from fflearn.run_files import FINAL
+from fflearn.training import restored, train
 
 NET = "dense 8 relu | dense 3"
 SMALL = {"data": "blobs.csv", "net": NET, "epochs": 2, "batch_size": 16, "seeds": (0, 1)}

@@ -15,7 +15,8 @@ from fflearn.data import load
 from fflearn.errors import CheckpointError, DataError, FFLearnError, ShapeError, SpecError
 from fflearn.optim import SGD, Adam
 from fflearn.predict import predict_file
-from fflearn.training import FINAL, restored, train
+from fflearn.run_files import FINAL
+from fflearn.training import restored, train
 
 NET = "dense 8 relu | dense 3"
 

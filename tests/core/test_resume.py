@@ -21,8 +21,9 @@ from core_runs import ROOT, spawn
 from fflearn import registry
 from fflearn.optim import SGD, Adam
 from fflearn.random import Key
+from fflearn.run_files import CHECKPOINT, FINAL
 from fflearn.state import load
-from fflearn.training import CHECKPOINT, FINAL, train
+from fflearn.training import train
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 

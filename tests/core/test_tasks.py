@@ -20,7 +20,8 @@ from fflearn.errors import CheckpointError, SpecError
 from fflearn.experiment import Experiment, available_rules
 from fflearn.optim import SGD
 from fflearn.registry import REFERENCE, rule_class
-from fflearn.training import FINAL, restored, train
+from fflearn.run_files import FINAL
+from fflearn.training import restored, train
 
 NET = "dense 12 tanh | dense 1"
 SMALL = {"net": NET, "epochs": 2, "batch_size": 16, "seeds": (0, 1), "rules": ("dfa", "backprop")}

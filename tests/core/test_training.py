@@ -24,8 +24,9 @@ from fflearn.errors import (
     SpecError,
 )
 from fflearn.optim import SGD, Adam
+from fflearn.run_files import CHECKPOINT, FINAL
 from fflearn.state import load as load_state
-from fflearn.training import CHECKPOINT, FINAL, restored, score, train
+from fflearn.training import restored, score, train
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 
