@@ -140,8 +140,9 @@ class TorchEngine:
         with self._running():
             optimizer.zero_grad()
             self._loss_of(_apart(params), state, batch).backward()
+        # A block's head is no part of the output, and has no gradient.
         found = [
-            Update({n: t.grad.numpy().copy() for n, t in p.items() if t.requires_grad})
+            Update({n: t.grad.numpy().copy() for n, t in p.items() if t.grad is not None})
             for p in params
         ]
         optimizer.zero_grad()

@@ -204,6 +204,21 @@ def test_autograd_keeps_at_least_the_inputs_of_every_layer():
     assert ledger.peak_bytes - gradients <= 8 * 13 * (7 + 5 + 5 * 3)
 
 
+def test_the_head_of_a_block_is_no_part_of_the_reference():
+    headed = "block(dense 17 tanh; dense 5 relu) | dense 3"
+    ours = Engine(headed, rule("backprop"), (7,), 3, backend="reference", dtype="float64")
+    theirs = TorchEngine(headed, (7,), 3, dtype="float64")
+    mine, other, batch = ours.init(3), theirs.init(3), next(batches(1))
+    for a, b in zip(ours.updates(mine, batch), theirs.updates(other, batch), strict=True):
+        assert set(a.grads) == set(b.grads)
+    before = other.copy().arrays()
+    ours.step(mine, batch)
+    theirs.step(other, batch)
+    for path, a in mine.arrays().items():
+        np.testing.assert_allclose(a, other.arrays()[path], atol=1e-9, err_msg=path)
+        assert "head." not in path or (a == before[path]).all()
+
+
 def test_what_torch_has_no_counterpart_of_is_told():
     engine = TorchEngine(NET, (7,), 3)
     with pytest.raises(SpecError, match="'goodness' is no way to predict"):
