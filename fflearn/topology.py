@@ -99,12 +99,12 @@ def leaves_of(nodes: tuple[Node, ...], i: int) -> list[int]:
 
 
 def map_leaves(item: Any, change: Any) -> Any:
-    """The same structure with ``change(layer)`` at every leaf."""
+    """The same structure with ``change(layer)`` at every leaf, called in the leaves' order."""
     if isinstance(item, Sequential):
         return Sequential(tuple(map_leaves(i, change) for i in item.items))
     if isinstance(item, Residual):
-        skip = None if item.skip is None else map_leaves(item.skip, change)
-        return Residual(map_leaves(item.body, change), skip)
+        body = map_leaves(item.body, change)
+        return Residual(body, None if item.skip is None else map_leaves(item.skip, change))
     return change(item)
 
 

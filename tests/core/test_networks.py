@@ -147,3 +147,10 @@ def test_what_is_no_network_is_told():
 def test_kinds_are_the_files_of_the_folder():
     assert {"dense", "block"} <= set(layers.names())
     assert all(layers.load(kind).kind == kind for kind in layers.names())
+
+
+def test_map_visits_the_leaves_in_their_order():
+    net = network("dense 7 | residual(dense 5 | dense 7; dense 7 relu) | dense 3")
+    seen = []
+    net.map(lambda layer: seen.append(layer) or layer)
+    assert tuple(seen) == net.leaves
