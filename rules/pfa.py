@@ -39,8 +39,8 @@ class PFA(Rule):
         Part of the entries of B and of R that exist; B's variance is 1 / (m density) then.
     collapsed : bool
         Keep the path P = R B^T itself instead of R, with grad P = (grad W) (B B^T): the same
-        numbers with sgd, at a fifth of the cost.  A simulation: in it one synapse
-        meets W's own pair of neurons.
+        numbers with sgd, for a sixth of the products.  A simulation of the rule: P joins the
+        neurons that W joins, which the rule is there to avoid.
 
     References
     ----------

@@ -284,9 +284,18 @@ def test_groups_of_a_convolution_have_columns_of_their_own():
     state = engine_of("conv", expansion=2).init(0)
     b = state.aux[1]["B.W"]  # 6 units in 2 groups
     assert b.shape == (6, 12) and b[:3, :6].all() and b[3:, 6:].all()
-    assert not b[:3, 6:].any() and not b[3:, :6].any()
+    assert (
+        not b[:3, 6:].any() and not b[3:, :6].any() and not np.isclose(b[:3, :6], b[3:, 6:]).any()
+    )
     assert state.aux[1]["R.W"].shape == (3, 3, 2, 12)
     assert state.aux[-1]["B.W"].all()
+
+
+def test_the_optimizer_keeps_moments_of_r_alone():
+    for slots, aux in zip(
+        engine_of("conv").init(0).opt, engine_of("conv").init(0).aux, strict=True
+    ):
+        assert [n for n in slots if "aux" in n] == [f"m.aux.{n}" for n in aux if n[0] == "R"]
 
 
 # ---- collapsed -----------------------------------------------------------------------------------
