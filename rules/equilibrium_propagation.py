@@ -151,8 +151,8 @@ class EquilibriumPropagation(Rule):
         states = [i for i, layer in enumerate(leaves[:-1]) if ends_in(layer) != "identity"]
         if not states:
             raise SpecError(
-                "equilibrium_propagation settles hidden layers that end in an activation; there "
-                "is none. Type for instance: dense 256 relu | dense 10"
+                f"equilibrium_propagation settles hidden layers that end in an activation; there "
+                f"is none in {net.spec()!r}. Type for instance: dense 256 relu | dense 10"
             )
         for i, (leaf, _) in enumerate(net.nodes):
             readers = [node.leaf for node in net.nodes if i in node.sources]
