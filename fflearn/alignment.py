@@ -49,7 +49,7 @@ def alignment(engine: Engine, other: Engine, state: State, batch: Batch) -> dict
     found = {}
     for layer, (one, two) in enumerate(pairs):
         inner = np.zeros(3)  # a.a, b.b, a.b
-        for n in one.grads.keys() & two.grads.keys():
+        for n in sorted(one.grads.keys() & two.grads.keys()):
             a, b = (np.ravel(engine.kernels.formed(u.grads[n])).astype(float) for u in (one, two))
             inner += a @ a, b @ b, a @ b
         if inner[0] * inner[1]:

@@ -47,6 +47,9 @@ def test_it_uses_the_weights_of_the_state_and_changes_nothing():
 def test_layers_without_a_gradient_are_left_out():
     engine, other, state, batch = two("frozen", "dense 17 tanh | act relu")
     assert alignment(engine, other, state, batch) == pytest.approx({2: 0}, abs=1e-5)
+    engine, other, state, batch = two("dfa", "dense 17 relu | dense 12 tanh")
+    state.params[0]["b"] = -100.0  # all silent: no gradient
+    assert alignment(engine, other, state, batch).keys() == {1, 2}
 
 
 def test_random_feedback_starts_unrelated_and_comes_to_agree():
