@@ -126,3 +126,19 @@ def test_a_complex_state_changes_by_its_absolute_value():
     )
     engine, state, batch = bench(made, "dense 7 tanh")
     engine.step(state, batch)
+
+
+@pytest.mark.parametrize(("moves", "value", "steps"), [(0, 5, 1), (1, 5, 1), (1, np.nan, 9)])
+def test_the_change_is_that_of_the_layer_that_moves_most_and_no_number_ends_it(moves, value, steps):
+    ends = []
+
+    def act(bus, batch):
+        ends.append(bus.settle(batch.x, lambda: batch.y, steps, 1e-3))
+
+    def relax(self, v, below, above):
+        v.state["s"] = np.full_like(v.state["s"], value if v.index == moves else 0.5)
+
+    made = type("Made", (Counting,), {"log": [], "act": staticmethod(act), "relax": relax})
+    engine, state, batch = bench(made, "dense 7 tanh | dense 5 tanh")
+    engine.step(state, batch)
+    np.testing.assert_equal(ends, [Settled(1, value)])

@@ -237,6 +237,14 @@ def test_settling_reports_its_end_and_stopping_early_changes_no_more_than_the_to
     assert used == sorted(used) and max(used[-1]) < 40 and used[0] < used[-1], used
 
 
+def test_prediction_settles_in_full_whatever_samples_come_together():
+    engine, state, batch = made(TWO_HIDDEN, scale=2, free_sweeps=100, tol=0.1)
+    scores = engine.predict(state, batch.x)
+    np.testing.assert_allclose(engine.predict(state, batch.x, rows=1), scores, rtol=1e-12)
+    again, _, _ = made(TWO_HIDDEN, free_sweeps=200)
+    np.testing.assert_allclose(again.predict(state, batch.x), scores, rtol=1e-12)
+
+
 def test_nudged_states_start_at_the_free_ones():
     engine, state, batch = made(
         TWO_HIDDEN, scale=4, free_sweeps=400, nudged_sweeps=1, tol=0, beta=1e-9
