@@ -240,9 +240,9 @@ def _text(value: Any) -> str:
 
 
 def describe(name: str, **params: Any) -> dict[str, Any]:
-    """What `fflearn rules --json` says of a rule; its channels may depend on parameters."""
-    kind = rule_class(name)
-    order = sorted(rule(name, **params).channels, key=_rank)
+    """What `fflearn rules --json` says of a rule; channels and optimizer may depend on parameters."""
+    kind, made = rule_class(name), rule(name, **params)
+    order = sorted(made.channels, key=_rank)
     transport = [c.transport for c in order if c.transport != "no"]
     doc = (kind.__doc__ or "").strip().splitlines()
     return {
@@ -255,7 +255,7 @@ def describe(name: str, **params: Any) -> dict[str, Any]:
         "citation": kind.citation,
         "parameters": {f.name: f.default for f in fields(kind)},
         "variants": {label: dict(params) for label, params in kind.variants.items()},
-        "optimizer": dict(kind.optimizer),
+        "optimizer": dict(made.optimizer),
     }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from fflearn.base import Batch, Channel, Key, LayerView, Message, Params, Rule, Signals, Update
 from fflearn.errors import SpecError
 from fflearn.networks import Network
@@ -70,7 +72,6 @@ class DualPropagation(Rule):
 
     short: ClassVar = ("dp",)
     citation: ClassVar = "Hoier, Staudt & Zach (2023), arXiv:2302.01228"
-    optimizer: ClassVar = {"name": "adam", "lr": 3e-3}
     variants: ClassVar = {"kp": {"tied": False}, "settled": {"sweeps": 3}}
 
     def __post_init__(self) -> None:
@@ -86,6 +87,22 @@ class DualPropagation(Rule):
     @property
     def channels(self) -> frozenset[Channel]:  # type: ignore[override]
         return frozenset({Channel.TRANSPOSE if self.tied else Channel.FEEDBACK})
+
+    @property
+    def optimizer(self) -> dict[str, Any]:  # type: ignore[override]
+        if self.tied:
+            return {"name": "adam", "lr": 3e-3}
+        return {"name": "adamw", "lr": 3e-3, "weight_decay": 0.1}
+
+    def advise(self, optimizer: Any) -> str:
+        through_gradients = not (optimizer.linear or getattr(optimizer, "decoupled", False))
+        if self.tied or (np.any(optimizer.weight_decay) and not through_gradients):
+            return ""
+        return (
+            "dual_propagation[tied=false]: only weight decay makes the weights of the way down "
+            "those of the way up, and not where it goes through adam's scales. Use adamw or sgd "
+            "with a weight_decay above 0, much at first: --optimizer adamw --weight-decay 10,0.1"
+        )
 
     # -- before training -------------------------------------------------------------------------
     def adapt(self, net: Network) -> Network:

@@ -10,7 +10,7 @@ import pytest
 from fflearn.base import Batch
 from fflearn.checks import BRANCHES, bench, learned, same_bits
 from fflearn.engine import Engine
-from fflearn.errors import SpecError
+from fflearn.errors import SettingsWarning, SpecError
 from fflearn.kernels import load
 from fflearn.optim import optimizer
 from fflearn.registry import rule
@@ -254,6 +254,20 @@ def test_the_channel_goes_by_the_parameter():
         assert set(ledger.per_sample()) == {"activity", channel}
         assert bool(ledger.transposes) == tied
         assert [len(slots) for slots in state.aux] == ([0, 0, 0] if tied else [0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "decay", "warned"),
+    [("adamw", 0.1, False), ("sgd", 0.1, False), ("adam", 0.1, True), ("adamw", 0.0, True)],
+)
+def test_decay_that_does_not_align_is_told(name, decay, warned, recwarn):
+    chosen = optimizer(name, lr=0.01, weight_decay=decay)
+    Engine("dense 3", rule("dp"), (4,), 3, chosen)
+    assert not recwarn
+    Engine("dense 3", rule("dp", tied=False), (4,), 3, chosen)
+    assert [w.category for w in recwarn] == warned * [SettingsWarning]
+    bench(lambda: rule("dp", tied=False))  # its own default
+    assert len(recwarn) == warned
 
 
 # ---- wrong use ------------------------------------------------------------------------------------
