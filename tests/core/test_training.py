@@ -208,9 +208,9 @@ def test_a_million_times_the_learning_rate_diverges_or_stays_finite(data, rule):
 @pytest.mark.filterwarnings("ignore::fflearn.errors.SettingsWarning")
 @pytest.mark.parametrize("rule", EVERY_RULE)
 def test_divergence_names_layer_and_step_and_keeps_the_last_epoch(data, rule, tmp_path):
-    """Epoch 1 is sound; from epoch 2 on the learning rate is out of all bounds."""
+    """Epoch 1 is sound; from epoch 2 on the steps are out of all bounds, small gradients or not."""
     seen = []
-    optimizer = SGD(0.01, schedule="step:1:1e40")
+    optimizer = SGD(0.01, weight_decay=(0.0, 1e3), schedule="step:1:1e40")
     with pytest.raises(DivergenceError) as caught:
         fit(data, rule, optimizer=optimizer, out=tmp_path, callbacks=[seen.append], epochs=4)
     error = caught.value
