@@ -148,12 +148,6 @@ class EquilibriumPropagation(Rule):
     # -- before training -------------------------------------------------------------------------
     def adapt(self, net: Network) -> Network:
         leaves = [self.settling(layer) for layer in net.leaves]
-        states = [i for i, layer in enumerate(leaves[:-1]) if ends_in(layer) != "identity"]
-        if not states:
-            raise SpecError(
-                f"equilibrium_propagation settles hidden layers that end in an activation; there "
-                f"is none in {net.spec()!r}. Type for instance: dense 256 relu | dense 10"
-            )
         for i, (leaf, _) in enumerate(net.nodes):
             readers = [node.leaf for node in net.nodes if i in node.sources]
             lifted = all(r is not None and leaves[r].spec() in LIFTING for r in readers)
@@ -164,7 +158,8 @@ class EquilibriumPropagation(Rule):
                     f"which becomes {self.activation}) to follow {net.leaves[leaf].spec()!r}. Pool "
                     f"first, the activity is the same: conv 32 | max_pool 2 | act relu"
                 )
-        for i in range(states[0] + 1, len(leaves) - 1):
+        hidden = [i for i, layer in enumerate(leaves[:-1]) if ends_in(layer) != "identity"]
+        for i in range(min(hidden, default=len(leaves)) + 1, len(leaves) - 1):
             if getattr(leaves[i], "draw", "") == "kaiming":
                 # Two layers settle well if the matrix between them has a norm of about 1, not 2.
                 leaves[i] = replace(leaves[i], draw="uniform")
@@ -235,8 +230,6 @@ class EquilibriumPropagation(Rule):
         if m.name == "x":
             v.state["t"] = t = v.forward(m.x)
             v.state["s"] = t.y
-            if v.is_input:
-                v.state["drive"] = t.a  # by the data, which stay
         elif not v.is_input:
             v.state["t"] = t = v.forward(m.x)
             if not self.has_state(v.spec):
@@ -245,16 +238,20 @@ class EquilibriumPropagation(Rule):
 
     def branch(self, v: LayerView, s: Signals, phases: int, states: int) -> None:
         """Every phase starts at the free state; the phases are stacked as rows."""
-        v.state["states"] = states
-        for name in v.state.keys() & {"s", "drive"}:
-            rows = np.concatenate([v.state[name]] * phases)
-            dtype = np.result_type(rows, np.complex64) if self.phases > 2 else rows.dtype
-            v.state[name] = rows.astype(dtype, copy=False)
+
+        def stacked(a: Any) -> Any:
+            rows = np.concatenate([a] * phases)
+            return rows.astype(np.result_type(a, np.complex64)) if self.phases > 2 else rows
+
+        t = v.state["t"]
+        v.state.update(states=states, s=stacked(v.state["s"]))
+        if v.is_input:  # what the data drive, in every phase; their own rows stay as they are
+            v.state["t"] = t._replace(a=stacked(t.a), y=stacked(t.y))
 
     def relax(self, v: LayerView, below: Any, above: Any) -> None:
         if v.is_input:
-            drive = v.state["drive"]
-            v.state["s"] = v.act(drive if above is None else drive + above)
+            a = v.state["t"].a
+            v.state["s"] = v.act(a if above is None else a + above)
         else:
             v.state["t"] = t = v.forward(below, noise=above)
             v.state["s"] = t.y
@@ -296,7 +293,9 @@ class EquilibriumPropagation(Rule):
         if self.homeostasis:
             places = math.prod(v.out_shape[:-1])
             for n, b in v.aux.items():
-                pull = np.asarray(2 * self.homeostasis * places / v.state["states"], b.dtype)
+                pull = np.asarray(
+                    2 * self.homeostasis * places / max(1, v.state["states"]), b.dtype
+                )
                 gap = pull * (v.params[n] - b)
                 g[n], down[n] = v.k.formed(g[n]) + gap, down[n] - gap
         return Update(g, down)
