@@ -195,8 +195,8 @@ EVERY_RULE = [
 @pytest.mark.parametrize("rule", EVERY_RULE)
 def test_a_million_times_the_learning_rate_diverges_or_stays_finite(data, rule):
     """A rule whose steps are bounded may stay finite; none may return a number that is not."""
-    kind = registry.rule_class("backprop" if rule == "torch" else registry.parse(rule).name)
-    lr = 1e6 * kind.optimizer["lr"]
+    built = registry.build(registry.parse("backprop" if rule == "torch" else rule))
+    lr = 1e6 * built.optimizer["lr"]
     for optimizer in (SGD(lr), Adam(lr)):
         try:
             run = fit(data, rule, optimizer=optimizer, epochs=2)
