@@ -249,6 +249,13 @@ def test_settling_reports_its_end_and_stopping_early_changes_no_more_than_the_to
     assert used == sorted(used) and max(used[-1]) < 40 and used[0] < used[-1], used
 
 
+@pytest.mark.parametrize(("free", "nudged"), [(1, 400), (400, 1)])
+def test_the_residual_is_that_of_the_settling_that_got_less_far(free, nudged):
+    settings = {"free_sweeps": free, "nudged_sweeps": nudged, "tol": 0.0}
+    engine, state, batch = made(TWO_HIDDEN, scale=2, **settings)
+    assert engine.step(state, batch)[0]["residual"] > 1e-3
+
+
 def test_prediction_settles_in_full_whatever_samples_come_together():
     engine, state, batch = made(TWO_HIDDEN, scale=2, free_sweeps=100, tol=0.1)
     scores = engine.predict(state, batch.x)
