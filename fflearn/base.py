@@ -410,6 +410,7 @@ class Rule:
     short: ClassVar[tuple[str, ...]] = ()  # other names the command line accepts
     citation: ClassVar[str] = ""
     needs_linear: ClassVar[bool] = False  # the layer's core must be linear in its input
+    needs_apart: ClassVar[bool] = False  # no layer may mix the samples of a batch
     needs_classes: ClassVar[bool] = False  # it learns from labels, right or wrong: no regression
     ends_in_logits: ClassVar[bool] = True  # the network must end in one output per class
     optimizer: ClassVar[Mapping[str, Any]] = {"name": "adam", "lr": 1e-3}  # default settings

@@ -180,10 +180,16 @@ class Engine:
             )
         if not self.objective.at_output:
             raise SpecError(f"{self.objective.kind} compares activity with a phase, not labels.")
-        if rule.needs_linear:
-            for spec, layer in zip(self.specs, self.net.leaves, strict=True):
-                if not layer.linear:
-                    raise SpecError(f"{name} needs layers linear in their input; not {spec.name!r}")
+        for spec, layer in zip(self.specs, self.net.leaves, strict=True):
+            if rule.needs_linear and not layer.linear:
+                raise SpecError(f"{name} needs layers linear in their input; not {spec.name!r}")
+            if rule.needs_apart and layer.couples_samples:
+                raise SpecError(
+                    f"{name} estimates each sample's gradient from its own loss, which leaves out "
+                    f"what it does to the others where a layer mixes samples, as {spec.name!r} "
+                    f"does. Take group_norm or layer_norm in the place of batch_norm, or settings "
+                    f"of the rule with one number per batch."
+                )
 
     # -- running ---------------------------------------------------------------------------------
     def init(self, seed: int) -> State:

@@ -10,8 +10,9 @@ import pytest
 from fflearn.bus import Bus
 from fflearn.checks import BRANCHES, bench, samples
 from fflearn.engine import Engine
+from fflearn.errors import SpecError
 from fflearn.optim import optimizer
-from fflearn.registry import rule
+from fflearn.registry import rule, rule_class
 
 EQUAL = "dense 12 tanh | dense 12 tanh | dense 12 tanh"
 
@@ -71,3 +72,14 @@ def test_the_ledger_is_of_this_shape_of_batch_and_this_stage():
     assert full.forward_passes == short.forward_passes
     state.step = 19  # the last of 10 steps an epoch, 2 epochs: the head learns
     assert engine.step(state, batch)[1].per_sample() != full.per_sample()
+
+
+@pytest.mark.parametrize("kind", ["batch_norm", "block(dense 4 | batch_norm)"])
+def test_a_rule_that_needs_samples_apart_is_refused_where_a_layer_mixes_them(kind):
+    net = f"dense 5 | {kind} | dense 3"
+    base = rule_class("frozen")
+    apart = type("EachAlone", (base,), {"needs_apart": True})()
+    with pytest.raises(SpecError, match=r"EachAlone .*'1 .*batch_norm"):
+        Engine(net, apart, (4,), 3)
+    Engine(net, base(), (4,), 3)
+    Engine("dense 5 | layer_norm | dense 3", apart, (4,), 3)
