@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from fflearn.base import Batch
 from fflearn.engine import Engine
+from fflearn.probes import angle, with_weights_of
 from fflearn.state import State
 
 
@@ -40,19 +39,8 @@ def alignment(engine: Engine, other: Engine, state: State, batch: Batch) -> dict
     >>> round(angles[1], 1)
     0.0
     """
-    twin = other.init(state.seed)
-    twin.step = state.step
-    for mine, theirs in zip(twin.params, state.params, strict=True):
-        for name in mine:
-            mine[name] = theirs[name]
-    pairs = zip(engine.updates(state, batch), other.updates(twin, batch), strict=True)
-    found = {}
-    for layer, (one, two) in enumerate(pairs):
-        inner = np.zeros(3)  # a.a, b.b, a.b
-        for n in sorted(one.grads.keys() & two.grads.keys()):
-            a, b = (np.ravel(engine.kernels.formed(u.grads[n])).astype(float) for u in (one, two))
-            inner += a @ a, b @ b, a @ b
-        if inner[0] * inner[1]:
-            cosine = inner[2] / np.sqrt(inner[0] * inner[1])
-            found[layer] = float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
-    return found
+    mine = engine.updates(state, batch)
+    theirs = other.updates(with_weights_of(state, other), batch)
+    pairs = enumerate(zip(mine, theirs, strict=True))
+    found = {layer: angle(engine.kernels, *pair) for layer, pair in pairs}
+    return {layer: degrees for layer, degrees in found.items() if degrees is not None}

@@ -325,6 +325,14 @@ class LayerView:
         """
         return self._layer.param_vjp(self.k, t, self._weighted(da))
 
+    def product(self, x: Any, da: Any) -> Product:
+        """Gradient of a matrix M of the rule's own, for x (B, *places, n) and x M's per-sample da.
+
+        The (weighted) batch mean is taken here, as in `param_vjp`; places add up.
+        """
+        rows = self._weighted(da).reshape(-1, da.shape[-1])
+        return Product(x.reshape(-1, x.shape[-1]), rows, len(da))
+
     def mean(self, rows: Any) -> Any:
         """(Weighted) batch mean of (rows, ...), for what a rule averages besides gradients."""
         return self._weighted(rows).mean(axis=0)
@@ -416,6 +424,7 @@ class Rule:
     optimizer: ClassVar[Mapping[str, Any]] = {"name": "adam", "lr": 1e-3}  # default settings
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # label -> parameters, for `compare`
     predictors: ClassVar[tuple[str, ...]] = ("logits",)  # ways to predict; the first is default
+    probes: ClassVar[tuple[str, ...]] = ()  # own methods (view, update) -> float, see fflearn.probes
 
     # -- before training -------------------------------------------------------------------------
     def adapt(self, net: Network) -> Network:

@@ -37,6 +37,7 @@ FIELDS: tuple[tuple[str, str, str, str], ...] = (
     ("--schedule", "schedule", "text", "constant, cosine, halves, step:20,30:0.5"),
     ("--patience", "patience", "whole", "stop early after so many epochs without improvement"),
     ("--evaluate-every", "evaluate_every", "whole", "epochs between two points of the curves"),
+    ("--probes", "probes", "texts", "measured of each layer: gradient_angle,dead_units,..."),
     ("--backend", "backend", "text", "numba, reference or cuda"),
     ("--dtype", "dtype", "text", "float32 or float64"),
     ("--threads", "threads", "whole", "threads of the kernels; results do not depend on it"),
@@ -209,6 +210,7 @@ def _train(args: argparse.Namespace) -> int:
         seed=args.seed,
         patience=experiment.patience,
         evaluate_every=experiment.evaluate_every,
+        probes=experiment.probes,
         out=args.out,
         quiet=args.quiet,
         label=run.label,
@@ -289,6 +291,10 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 # -- reading options -----------------------------------------------------------------------------
+def _texts(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)
+
+
 def _whole(text: str) -> int:
     try:
         return int(text)
@@ -334,6 +340,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 _READERS: dict[str, Any] = {
     "text": str,
+    "texts": _texts,
     "whole": _whole,
     "number": _number,
     "numbers": _numbers,

@@ -21,6 +21,7 @@ from fflearn.data import load as load_data
 from fflearn.errors import DivergenceError, FFLearnError, ShapeError, SpecError
 from fflearn.experiment import TRIALS, Experiment, Run, whole
 from fflearn.fingerprint import fingerprint, versions
+from fflearn.probes import Probing
 from fflearn.run_files import writable
 from fflearn.state import write_atomically
 from fflearn.training import Progress, fit, make_engine, score
@@ -122,6 +123,7 @@ def _check(runs: list[Run], data: Data) -> None:
     for run in runs[:: len(e.seeds)]:
         engine_for(run, data).init(run.seed)
         engine = engine_for(replace(run, experiment=plain), data)
+        Probing(engine, few, e.probes)
         with np.errstate(all="ignore"):
             engine.updates(engine.init(run.seed), few)
 
@@ -159,6 +161,7 @@ def record_of(run: Run, data: Data, folder: Path | None, quiet: bool) -> Record:
         seed=run.seed,
         patience=e.patience,
         evaluate_every=e.evaluate_every,
+        probes=e.probes,
         out=folder / "checkpoints" / slug if folder is not None else None,
         save_every_seconds=20.0,
         quiet=quiet,
@@ -216,6 +219,9 @@ def _record(run: Run, data: Data, progress: Progress, trials: list[Record]) -> R
     metrics = {by: score(engine, state, data, by) for by in engine.rule.predictors}
     measure = progress.measure
     first = next(iter(metrics.values()))
+    batch = progress.data.batches(e.batch_size, run.seed).batch(0)
+    angles = Probing(engine, batch, ["gradient_angle"]).measure(state)
+    hidden = {str(s.index): angles.get(f"gradient_angle/{s.index}") for s in engine.specs[:-1]}
     channels = sorted(engine.rule.channels, key=list(Channel).index)
     transport = [c.transport for c in channels if c.transport != "no"]
     return {
@@ -243,6 +249,7 @@ def _record(run: Run, data: Data, progress: Progress, trials: list[Record]) -> R
         "floats_per_sample": progress.ledger.per_sample(),
         "forward_passes": progress.ledger.forward_passes,
         "weight_transport": transport[-1] if transport else "no",
+        "gradient_angles": {layer: a for layer, a in hidden.items() if a is not None},
         "optimizer": engine.optimizer.settings(),
         "trials": trials,
         "spec": run.spec(),
@@ -263,6 +270,7 @@ COLUMNS = (  # after the rule and its scores
     "peak MB",
     "floats across layers / sample",
     "forward",
+    "angle",
     "transport",
 )
 
@@ -278,7 +286,7 @@ def table(records: Iterable[Mapping[str, Any]]) -> str:
     head = ("rule", *(f"test {m.replace('_', ' ')}" for m in measures), *COLUMNS)
     rows = [head, *(_row(label, found, measures) for label, found in groups.items())]
     width = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    left = {0, len(head) - 3, len(head) - 1}
+    left = {0, len(head) - 4, len(head) - 1}
     lines = [
         "  ".join(
             cell.ljust(w) if i in left else cell.rjust(w)
@@ -299,6 +307,7 @@ def _row(label: str, found: list[Mapping[str, Any]], measures: list[str]) -> tup
     first = found[0]
     by = next(iter(first["metrics"]))
     floats = first["floats_per_sample"]
+    angles = [a for r in found for a in r.get("gradient_angles", {}).values()]
     order = ["activity", *(c.value for c in Channel)]
     crossed = " + ".join(f"{floats[c]:.6g} {c}" for c in order if c in floats)
     return (
@@ -308,6 +317,7 @@ def _row(label: str, found: list[Mapping[str, Any]], measures: list[str]) -> tup
         f"{max(r['peak_learning_bytes'] for r in found) / 1e6:.3f}",
         crossed or "none",
         f"{first['forward_passes']:.3g}",
+        f"{statistics.mean(angles):.0f}°" if angles else "-",
         first["weight_transport"],
     )
 
@@ -324,7 +334,8 @@ def _notes(groups: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
     legend = (
         f"{first['data']}, {first['test_n']} test samples, seeds {', '.join(map(str, seeds))}. "
         f"{many}Train s: training steps alone, {first['fingerprint']['threads']} thread(s). "
-        f"Peak MB: arrays kept alive for learning."
+        f"Peak MB: arrays kept alive for learning. Angle: mean over hidden layers between what they "
+        f"learn and the gradient, after training."
     )
     notes = [legend, f"net: {first['net']}"]
     for label, found in groups.items():

@@ -246,8 +246,18 @@ class Engine:
         ``wire`` lets the locality checks put their own Bus in.
         """
         found: dict[int, Update] = {}
-        self._run(state, batch, False, lambda v, u: found.update({v.spec.index: u}), wire)
+        self.observed(state, batch, lambda v, u: found.update({v.spec.index: u}), wire)
         return [found[i] for i in range(len(self.specs))]
+
+    def observed(
+        self,
+        state: State,
+        batch: Batch,
+        observe: Callable[[LayerView, Update], None],
+        wire: type[Bus] = Bus,
+    ) -> None:
+        """Show each layer's view and what it would learn, without changing the state."""
+        self._run(state, batch, False, observe, wire)
 
     def _run(
         self,

@@ -71,6 +71,8 @@ class Experiment:
         Stop after this many epochs without a better validation accuracy; 0 never stops early.
     evaluate_every : int
         Epochs between two evaluations for the curves.
+    probes : tuple of str
+        What to measure of each layer where it is evaluated; names of `fflearn.probes`.
     backend, dtype, threads
         See `fflearn.Engine`.
     """
@@ -94,6 +96,7 @@ class Experiment:
     adapted: bool = False
     patience: int = 0
     evaluate_every: int = 1
+    probes: tuple[str, ...] = ()
     backend: str = "numba"
     dtype: str = "float32"
     threads: int = 1
@@ -292,6 +295,7 @@ class Run:
             "evaluate_every": e.evaluate_every,
             "backend": e.backend,
             "dtype": e.dtype,
+            **({"probes": e.probes} if e.probes else {}),
             **source(self.variant.name),
         }
 

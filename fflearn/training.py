@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fflearn.experiment import OBJECTIVES, source, whole
 from fflearn.networks import network
 from fflearn.optim import Optimizer
 from fflearn.optim import optimizer as optimizer_by_name
+from fflearn.probes import Probing
 from fflearn.registry import Variant
 from fflearn.run_files import RunFiles
 from fflearn.state import State, check_same_arrays
@@ -37,7 +38,7 @@ class Progress:
     curves : dict of str to list
         "epoch", "loss" (mean over the epoch's steps), the first of the data's measures, as
         "accuracy" (held-out part; None where not evaluated), and "seconds" (training alone, so
-        far).
+        far), and the probes' "name/layer index" (None where not measured).
     best : tuple of (float, int)
         Best of that measure on the held-out part, and its epoch.
     finished : bool
@@ -68,6 +69,13 @@ class Progress:
         """Epochs done."""
         return len(self.curves["epoch"])
 
+    def note(self, measured: Mapping[str, float | None]) -> None:
+        """A further point of the probes' curves; None for those that were not measured."""
+        names = [n for n in self.curves if "/" in n]
+        for name in dict.fromkeys([*names, *measured]):
+            curve = self.curves.setdefault(name, [None] * (self.epoch - 1))
+            curve.append(measured.get(name))
+
     @property
     def train_seconds(self) -> float:
         """Time spent in training steps alone: no evaluation, no compilation, no files."""
@@ -89,6 +97,7 @@ def train(
     threads: int = 1,
     patience: int = 0,
     evaluate_every: int = 1,
+    probes: Iterable[str] = (),
     out: str | Path | None = None,
     callbacks: Iterable[Callable[[Progress], bool | None]] = (),
     quiet: bool = True,
@@ -112,6 +121,9 @@ def train(
         a better accuracy (R squared) on it.
     evaluate_every : int
         Epochs between two evaluations for the curves; the last epoch is always evaluated.
+    probes : iterable of str
+        Names of `fflearn.probes`, measured on the first batch of the run where it is evaluated; in
+        ``.curves`` as "name/layer index".
     out : path, optional
         Folder for ``checkpoint.safetensors`` (once an epoch) and ``final.safetensors``.  The
         same call again resumes bit for bit, or returns the finished run.
@@ -160,6 +172,7 @@ def train(
         seed=seed,
         patience=patience,
         evaluate_every=evaluate_every,
+        probes=probes,
         out=out,
         callbacks=callbacks,
         quiet=quiet,
@@ -175,6 +188,7 @@ def fit(
     seed: int,
     patience: int = 0,
     evaluate_every: int = 1,
+    probes: Iterable[str] = (),
     out: str | Path | None = None,
     save_every_seconds: float = 0.0,
     callbacks: Iterable[Callable[[Progress], bool | None]] = (),
@@ -196,6 +210,7 @@ def fit(
     identity = _identity(engine, data, epochs, batches.batch_size, patience)
     run.state.meta |= {"run": identity}
     run.label = label or identity["rule"]
+    probing = Probing(engine, batches.batch(0), probes)
     first, _ = _rehearsed(run, batches)  # a mistake shows before a file is made
     with RunFiles(out, save_every_seconds) as files:
         files.resume(run)
@@ -206,7 +221,9 @@ def fit(
             while not run.finished:
                 _epoch(run, batches, bar)
                 last = run.epoch == epochs
-                _evaluate(run, last or run.epoch % evaluate_every == 0)
+                due = last or run.epoch % evaluate_every == 0
+                _evaluate(run, due)
+                run.note(probing.measure(run.state) if due else {})
                 bar.set_postfix(_shown(run))
                 stop = bool(patience) and run.epoch - run.best[1] >= patience
                 for callback in callbacks:

@@ -70,6 +70,8 @@ class PFA(Rule):
         "collapsed": {"collapsed": True},
     }
 
+    probes: ClassVar = ("path_angle", "path_norm_ratio")
+
     def __post_init__(self) -> None:
         if self.expansion < 1:
             raise SpecError(f"pfa needs an expansion of 1 or more; got {self.expansion}.")

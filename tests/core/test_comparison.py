@@ -34,7 +34,7 @@ SMALL |= {"rules": ("backprop", "ff", "dfa[scale=2]")}
 FIELDS = """rule label kind seed data data_sha256 data_notes net net_as_trained epochs samples_seen
 test_n measures test_accuracy accuracies metrics train_seconds compile_seconds peak_learning_bytes
 optimizer_bytes
-channels_declared floats_per_sample forward_passes weight_transport optimizer trials spec versions
+channels_declared floats_per_sample gradient_angles forward_passes weight_transport optimizer trials spec versions
 fingerprint curves"""
 
 
@@ -426,32 +426,33 @@ def test_the_table_is_as_documented():
     }
     none = {"floats_per_sample": {}, "weight_transport": "sign"}
     records = [
-        made_up("dfa[scale=2]", 0, 0.9),
-        made_up("dfa[scale=2]", 1, 0.92),
+        made_up("dfa[scale=2]", 0, 0.9, gradient_angles={"0": 60.0, "1": 30.0}),
+        made_up("dfa[scale=2]", 1, 0.92, gradient_angles={"0": 50.0, "1": 43.0}),
         made_up("forward_forward", 0, 0.9, **ff),
         made_up("forward_forward", 1, 0.9, **ff | {"peak_learning_bytes": 11_000_000}),
         made_up("x", 0, 1.0, **none),
     ]
     rows = {
         "rule               test accuracy  train s  peak MB  floats across layers / sample": (
-            "  forward  transport"
+            "  forward  angle  transport"
         ),
         "---------------  ---------------  -------  -------  -----------------------------": (
-            "  -------  ---------"
+            "  -------  -----  ---------"
         ),
         "dfa[scale=2]     0.9100 ± 0.0141     1.75    0.208  8 activity + 3 error         ": (
-            "        1  no"
+            "        1    46°  no"
         ),
         "forward_forward  0.9000 ± 0.0000     1.75   11.000  1280.5 activity + 4 phase    ": (
-            "     2.92  no"
+            "     2.92      -  no"
         ),
         "x                         1.0000     1.25    0.208  none                         ": (
-            "        1  sign"
+            "        1      -  sign"
         ),
     }
     legend = (
         "digits, 359 test samples, seeds 0, 1. ±: standard deviation over seeds. Train s: training "
-        "steps alone, 2 thread(s). Peak MB: arrays kept alive for learning."
+        "steps alone, 2 thread(s). Peak MB: arrays kept alive for learning. Angle: mean "
+        "over hidden layers between what they learn and the gradient, after training."
     )
     assert table(records).splitlines() == [
         *(left + right for left, right in rows.items()),
