@@ -1,7 +1,7 @@
 """How a rule that learns from inputs alone shows labels to the network, right ones and wrong.
 
 Label embeddings write a one-hot label (B, C) into the input (B, *in); negatives choose labels
-that are never the true one.
+that are never the true one.  Without labels, hybrids of two samples are the negatives.
 """
 
 from __future__ import annotations
@@ -160,3 +160,82 @@ def negatives(name: str) -> Any:
     if name not in NEGATIVES:
         raise SpecError(f"unknown negatives {name!r}; known: {', '.join(NEGATIVES)}.")
     return NEGATIVES[name]()
+
+
+# ---- what the network is shown --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Samples with labels written into them: the right one, wrong ones, or all of them evenly.
+
+    Parameters
+    ----------
+    embed : Overlay, Append or LabelChannel
+    draw : Wrong, AllWrong or Hard
+    """
+
+    embed: Any
+    draw: Any
+
+    def shape(self, in_shape: Shape, n_classes: int) -> Shape:
+        """Shape of a sample as shown."""
+        return self.embed.shape(in_shape, n_classes)
+
+    def neutral(self, x: Any, n_classes: int) -> Any:
+        """Samples (B, *in) that carry every label equally."""
+        return self.embed(x, np.full((len(x), n_classes), 1 / n_classes, x.dtype))
+
+    def pairs(self, k: Any, x: Any, y: Any, logits: Any, key: Key) -> Any:
+        """Samples with their labels (B, C), then r blocks of them with wrong ones: (1 + r) B rows."""
+        labels = np.concatenate([y, self.draw(k, y, logits, key)])
+        return self.embed(np.concatenate([x] * (len(labels) // len(y))), labels)
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """Parts of one sample and the rest of another: what is near fits, what is far does not.
+
+        x_neg = m x_i + (1 - m) x_j,   m in {0, 1} in blobs, the same in all channels
+
+    m is noise, blurred by (1, 2, 1) / 4 along each axis, around the ends, and cut at its mean: in
+    an image of 28 x 28 ten times, in others so often that blobs are as large a part of the image.
+    Without axes besides the features (B, n) it is not blurred.  j is the sample after i in the
+    batch, which is in random order; a batch of one is its own negative.
+
+    Hinton (2022), arXiv:2212.13345, sec. 3.2, who blurs random bits and does not say how often;
+    of uniform noise, no value is ever equal to the mean.
+    """
+
+    name: ClassVar[str] = "hybrid"
+    needs_head: ClassVar[bool] = False
+
+    def per_sample(self, n_classes: int) -> int:
+        """How many negatives each sample gets."""
+        return 1
+
+    def shape(self, in_shape: Shape, n_classes: int) -> Shape:
+        """Shape of a sample as shown: no label is written into it."""
+        return in_shape
+
+    def neutral(self, x: Any, n_classes: int) -> Any:
+        """Samples (B, *in) as they are shown without a label."""
+        return x
+
+    def pairs(self, k: Any, x: Any, y: Any, logits: Any, key: Key) -> Any:
+        """Samples (B, *in) -> the samples, then their negatives: (2 B, *in)."""
+        m = self.masks(x.shape, key)
+        m = m.reshape(*m.shape, *[1] * (x.ndim - m.ndim))
+        return np.concatenate([x, np.where(m, x, np.roll(x, 1, axis=0))])
+
+    def masks(self, shape: Shape, key: Key) -> Any:
+        """m of samples of the shape (B, *places, channels), or (B, n): bool, without channels."""
+        places = shape[1:-1]
+        m = key.uniform((shape[0], *(places or shape[1:])))
+        for axis, n in enumerate(places, start=1):
+            once = (np.roll(np.eye(n), 1, axis=0) + np.roll(np.eye(n), -1, axis=0)) / 4
+            once += np.eye(n) / 2
+            times = max(1, round(10 * (min(places) / 28) ** 2))  # the blur's width is its root
+            blur = np.linalg.matrix_power(once, times).astype(m.dtype)
+            m = np.moveaxis(np.moveaxis(m, axis, -1) @ blur, -1, axis)
+        return m > 0.5

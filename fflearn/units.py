@@ -1,4 +1,4 @@
-"""Units of locality: where a network is cut, and copies of units that read other shapes."""
+"""Units of locality: where a network is cut, copies that read other shapes, a head on several."""
 
 from __future__ import annotations
 
@@ -80,6 +80,39 @@ def copies(parts: list[tuple[Run, tuple[int, ...]]], have: tuple[int, ...]) -> S
     return Sequential(tuple(found))
 
 
+def learning_units(net: Network) -> list[Sequential]:
+    """The network but for its last layer, cut before each item that has parameters.
+
+    What stands before the first of these belongs to its unit; what stands behind one, as pooling,
+    to that one's.  Where nothing has parameters, there is no unit.
+
+    Examples
+    --------
+    >>> [Network(u).spec() for u in learning_units(network("conv 4 | max_pool | dense 8 | dense 3"))]
+    ['conv 4 | max_pool', 'dense 8']
+    """
+    units: list[Run] = [()]
+    for item in net.body.items[:-1]:
+        if _learns(item) and any(map(_learns, units[-1])):
+            units.append(())
+        units[-1] = (*units[-1], item)
+    return [Sequential(unit) for unit in units if any(map(_learns, unit))]
+
+
+def with_head(units: list[Sequential], head: Any, first: int) -> Network:
+    """Units one after the other, and a linear head on what those from ``first`` on end in.
+
+    Each of these feeds the next unit and a piece of the head: the pieces' outputs are added up,
+    so only one of them has a bias.
+    """
+    piece = Sequential((replace(head, bias=False),))
+    tail = Sequential((*units[-1].items, head))
+    for i, unit in reversed(list(enumerate(units[:-1]))):
+        behind = tail.items if i < first else (Residual(tail, piece),)
+        tail = Sequential((*unit.items, *behind))
+    return Network(tail)
+
+
 # ---- inside ---------------------------------------------------------------------------------------
 
 
@@ -99,6 +132,10 @@ def _layers(item: Any) -> Run:
 
 def _has_weights(item: Any) -> bool:
     return any(layer.weights for layer in _layers(item))
+
+
+def _learns(item: Any) -> bool:
+    return any(layer.learns for layer in flatten(item)[1])
 
 
 def _is_block(run: Run) -> bool:

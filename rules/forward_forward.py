@@ -1,4 +1,4 @@
-"""Forward-Forward, supervised: the label is written into the input."""
+"""Forward-Forward: high goodness on positive data, low goodness on negative data."""
 
 from __future__ import annotations
 
@@ -23,10 +23,17 @@ from fflearn.base import (
     Update,
 )
 from fflearn.errors import SpecError
-from fflearn.labels import embedding, negatives
+from fflearn.labels import Hybrid, Labelled, embedding, negatives
 from fflearn.networks import Network
-from fflearn.objectives.goodness import KINDS, Goodness, threshold
-from fflearn.topology import Residual, Sequential, flatten, map_leaves
+from fflearn.objectives.goodness import KINDS, Goodness, Loss, loss, threshold
+from fflearn.topology import Sequential, map_leaves
+from fflearn.units import learning_units, with_head
+
+CHOICES = (
+    ("goodness", KINDS),
+    ("order", ("simultaneous", "greedy")),
+    ("collaboration", ("none", "all", "below")),
+)
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,16 @@ class ForwardForward(Rule):
         g and n; see `fflearn.objectives.goodness.THRESHOLDS` for the pairs with a threshold.
     theta : float, optional
         Threshold; default the pair's own.
-    temperature : float
-        T.
+    loss, temperature : str, float
+        "logistic" is the loss above, with T.  "symba", "margin" and "softmax" compare a sample's
+        positive with its negatives, without a threshold: `fflearn.objectives.goodness.LOSSES`.
     negatives : str
         "wrong", "all_wrong" or "hard" (from the head's own mistakes); "auto" is hard where a head
-        learns along, else wrong.
+        learns along, else wrong.  "hybrid" is unsupervised: no label is written into the input,
+        negatives are parts of two samples, and only the head learns from labels.
+    collaboration, gamma : str, float
+        "all" or "below": gamma times what the goodness of all other layers, or of those below,
+        exceeds their thresholds by, is added to g - theta, as a constant.  "none" adds nothing.
     label, strength : str, float
         Label embedding ("auto", "overlay", "append", "channel") and the value it writes.
     peer : float
@@ -69,18 +81,23 @@ class ForwardForward(Rule):
     -----
     Differs from the paper: nothing in the rule; the details (rms norm, sum of squares against the
     number of units, head, hard negatives, peer normalisation) follow the author's released code.
+    Of layer collaboration, theta and gamma's factor are not in the paper; all layers update at once.
 
     References
     ----------
     Hinton (2022), "The Forward-Forward algorithm: some preliminary investigations",
-    arXiv:2212.13345, sec. 2 and 3.3.
+    arXiv:2212.13345, sec. 2, 3.2 and 3.3.  Lorberbom, Gat, Adi, Schwing & Hazan (2024), "Layer
+    collaboration in the Forward-Forward algorithm", AAAI 2024, arXiv:2305.12393.
     """
 
     goodness: str = "ssq"
     norm: str = "rms"
     theta: float | None = None
+    loss: str = "logistic"
     temperature: float = 1.0
     negatives: str = "auto"
+    collaboration: str = "none"
+    gamma: float = 1.0
     label: str = "auto"
     strength: float = 1.0
     peer: float = 0.03
@@ -89,34 +106,61 @@ class ForwardForward(Rule):
     head_weight_decay: float = 1.0
     order: str = "simultaneous"
 
-    channels: ClassVar = frozenset({Channel.PHASE})
     needs_classes: ClassVar = True
     short: ClassVar = ("ff",)
     citation: ClassVar = "Hinton (2022), arXiv:2212.13345"
     optimizer: ClassVar = {"name": "adam", "lr": 3e-3, "schedule": "cosine"}
+    variants: ClassVar = {
+        "unsupervised": {"negatives": "hybrid"},
+        "collaboration": {"collaboration": "all"},
+        "symba": {"loss": "symba", "goodness": "msq", "temperature": 0.25},
+    }
 
     def __post_init__(self) -> None:
-        if self.goodness not in KINDS:
-            raise SpecError(f"forward_forward needs goodness to be one of {', '.join(KINDS)}.")
-        if self.order not in ("simultaneous", "greedy"):
-            raise SpecError(
-                f"forward_forward needs order simultaneous or greedy; got {self.order!r}."
-            )
+        for name, known in CHOICES:
+            if (given := getattr(self, name)) not in known:
+                raise SpecError(
+                    f"forward_forward needs {name} to be one of {', '.join(known)}; got {given!r}."
+                )
         if self.draw.needs_head and not self._head_learns_along:
             raise SpecError(
                 f"negatives={self.negatives} are drawn from the head as it learns: they need "
                 f"head=true and order=simultaneous."
             )
+        if self.collaboration == "all" and self.order == "greedy":
+            raise SpecError(
+                "collaboration=all needs the goodness of layers above, which greedy has not trained "
+                "yet. Use collaboration=below, or order=simultaneous."
+            )
+        if self.unsupervised and not self.head:
+            raise SpecError("negatives=hybrid need head=true: nothing else learns the labels.")
         if self.theta is None:
             threshold(self.norm, self.goodness, 1)
+        loss(self.loss, self.temperature)
+
+    @property
+    def channels(self) -> frozenset[Channel]:  # type: ignore[override]
+        return frozenset({Channel.PHASE} if self.alone else {Channel.PHASE, Channel.GOODNESS})
+
+    @property
+    def alone(self) -> bool:
+        """Whether layers learn without the others' goodness."""
+        return self.collaboration == "none"
 
     @property
     def _head_learns_along(self) -> bool:
         return self.head and self.order == "simultaneous"
 
     @property
+    def unsupervised(self) -> bool:
+        """Whether the input carries no label."""
+        return self.negatives == Hybrid.name
+
+    @property
     def draw(self) -> Any:
         """How negatives are drawn."""
+        if self.unsupervised:
+            return Hybrid()
         if self.negatives != "auto":
             return negatives(self.negatives)
         return negatives("hard" if self._head_learns_along else "wrong")
@@ -127,36 +171,23 @@ class ForwardForward(Rule):
 
     @property
     def predictors(self) -> tuple[str, ...]:  # type: ignore[override]
+        if self.unsupervised:
+            return ("softmax",)
         return ("goodness", "softmax") if self.head else ("goodness",)
 
     # -- the network this rule trains ------------------------------------------------------------
     def adapt(self, net: Network) -> Network:
-        *below, last = net.body.items
-        units: list[list[Any]] = []  # what learns, each with the pooling and the like behind it
-        for item in below:
-            if not units or learns(item):
-                units.append([])
-            units[-1].append(item)
-        if len(units) > 1 and not learns(units[0][0]):  # at the input, before what learns
-            units[:2] = [units[0] + units[1]]
-        if not units or not learns(*units[0]) or (self.head and not hasattr(last, "norm")):
+        units, last = learning_units(net), net.body.items[-1]
+        if not units or (self.head and not hasattr(last, "norm")):
             raise SpecError(
                 f"forward_forward needs a hidden layer that learns, and a layer with weights at "
                 f"the end; got {net.spec()!r}. Type for instance: dense 256 relu | dense 10"
             )
-        hidden = [map_leaves(Sequential(tuple(unit)), self.normalised).items for unit in units]
+        units = [map_leaves(unit, self.normalised) for unit in units]
         if not self.head:
-            return Network(Sequential(tuple(item for unit in hidden for item in unit)))
+            return Network(Sequential(tuple(item for unit in units for item in unit.items)))
         head = replace(self.normalised(last), draw="zeros")
-        first = 1 if len(hidden) > 2 else 0  # the head reads from this hidden layer on
-        tail = Sequential((*hidden[-1], head))
-        for i in reversed(range(len(hidden) - 1)):
-            if i >= first:
-                skip = Sequential((replace(head, bias=False),))
-                tail = Sequential((*hidden[i], Residual(tail, skip)))
-            else:
-                tail = Sequential((*hidden[i], *tail.items))
-        return Network(tail)
+        return with_head(units, head, first=1 if len(units) > 2 else 0)
 
     def normalised(self, layer: Any) -> Any:
         """A layer as this rule trains it."""
@@ -175,16 +206,19 @@ class ForwardForward(Rule):
         if not spec.is_input:
             return chain
         try:
-            return self._embedding(spec).shape(spec.net_in, spec.n_classes)
+            return self._shown(spec).shape(spec.net_in, spec.n_classes)
         except SpecError as e:
             raise SpecError(f"forward_forward, layer {spec.name!r}: {e}") from None
 
-    def _embedding(self, spec: LayerSpec) -> Any:
-        """How labels are written into the input that this layer, at the bottom, reads."""
+    def _shown(self, spec: LayerSpec) -> Any:
+        """How samples are shown to this layer, at the bottom."""
+        if self.unsupervised:
+            return self.draw
         name = self.label
         if name == "auto" and len(spec.out_shape) > 1:  # it reads places, not a row of features
             name = "overlay"
-        return embedding(name, spec.net_in, spec.n_classes, self.strength)
+        embed = embedding(name, spec.net_in, spec.n_classes, self.strength)
+        return Labelled(embed, self.draw)
 
     def init(self, v: LayerView, key: Key, shared: Key) -> Params:
         if self.head and len(v.net_out) > 1:
@@ -219,13 +253,15 @@ class ForwardForward(Rule):
             out = bus.readout(logits := self._neutral(bus, batch.x))
             top = out.error
         if hidden_learn:
-            wrong = self.draw(bus.k, batch.y, logits, bus.key.fold("negatives"))
-            again = len(wrong) // len(batch.y)
-            embed = self._embedding(bus.specs[0])
-            images = np.concatenate([batch.x] * (1 + again))
-            pairs = embed(images, np.concatenate([batch.y, wrong]))
-            phase = np.repeat(np.asarray([1, -1], batch.x.dtype), [len(batch.y), len(wrong)])
-            bus.forward(pairs, update=True, top=top, phase=phase)
+            shown, key = self._shown(bus.specs[0]), bus.key.fold("negatives")
+            pairs = shown.pairs(bus.k, batch.x, batch.y, logits, key)
+            n = len(batch.x)
+            phase = np.repeat(np.asarray([1, -1], batch.x.dtype), [n, len(pairs) - n])
+            if self.alone:
+                bus.forward(pairs, update=True, top=top, phase=phase)
+            else:
+                bus.forward(pairs)
+                bus.update(top=top, phase=phase, goodness=bus.gather(self.surplus))
         else:
             bus.update(top=top)
         return {"head_loss": bus.mean(out.loss)} if head_learns else {}
@@ -237,20 +273,24 @@ class ForwardForward(Rule):
         return is_last, not is_last
 
     def _neutral(self, bus: Any, x: Any) -> Any:
-        """The head's logits for inputs that carry every label equally."""
-        embed = self._embedding(bus.specs[0])
-        even = np.full((len(x), bus.n_classes), 1 / bus.n_classes, x.dtype)
-        return bus.forward(embed(x, even), name="neutral")
+        """The head's logits for inputs that carry no label, or every label equally."""
+        return bus.forward(self._shown(bus.specs[0]).neutral(x, bus.n_classes), name="neutral")
 
     def forward(self, v: LayerView, m: Message, s: Signals) -> Message:
-        if self.is_head(v) and m.name != "neutral":
-            return m._replace(x=np.zeros((len(m.x), 1), m.x.dtype))
-        if m.name == "x" and v.variant is not None and v.index > v.variant:
-            nothing = np.zeros((), m.x.dtype)  # not its turn yet
-            return m._replace(x=np.broadcast_to(nothing, (len(m.x), *v.out_shape)))
         if m.name == "neutral" and not self.is_head(v):
             return m._replace(x=v.forward(m.x).y)  # nothing to learn from: no trace is kept
-        return super().forward(v, m, s)
+        if m.name != "x":
+            return super().forward(v, m, s)
+        v.state["surplus"] = np.zeros(len(m.x), m.x.dtype)
+        if self.is_head(v):
+            return m._replace(x=np.zeros((len(m.x), 1), m.x.dtype))
+        if v.variant is not None and v.index > v.variant:
+            nothing = np.zeros((), m.x.dtype)  # not its turn yet
+            return m._replace(x=np.broadcast_to(nothing, (len(m.x), *v.out_shape)))
+        up = super().forward(v, m, s)
+        if v.learns:
+            v.state["surplus"] = self.measure.of(v.k, up.x) - self.threshold(v)
+        return up
 
     def update(self, v: LayerView, s: Signals) -> Update:
         if self.is_head(v):
@@ -261,12 +301,13 @@ class ForwardForward(Rule):
         if not v.learns or (v.variant is not None and v.index != v.variant):
             return Update()
         t, again = v.trace, self.draw.per_sample(v.n_classes)
-        local = self.objective(v)(v.k, t.y, s.phase)
-        v.report("loss", local.loss.mean())
-        da = v.act_vjp(t, local.error)
-        if again > 1:  # the mean over negatives weighs as much as the one positive
-            per_row = np.where(s.phase > 0, (1 + again) / 2, (1 + again) / (2 * again))
-            da = da * per_row.reshape(-1, *[1] * (da.ndim - 1)).astype(da.dtype)
+        u = v.state["surplus"]
+        if not self.alone:
+            u = u + self.gamma * self.others(v, s.goodness)
+        blocks = (1 + again, -1)
+        losses, du = self.objective(v.k, u.reshape(blocks), s.phase.reshape(blocks))
+        v.report("loss", v.mean(losses))
+        da = v.act_vjp(t, self.measure.vjp(v.k, du.ravel(), t.y))
         if not self.peer:
             return Update(v.param_vjp(t, da))
         n = len(t.y) // (1 + again)
@@ -275,33 +316,47 @@ class ForwardForward(Rule):
         da = np.concatenate([da[:n] + pull.reshape(t.y.shape[1:]), da[n:]])
         return Update(v.param_vjp(t, da), aux_assign={"mean_activity": mean})
 
-    def objective(self, v: LayerView) -> Goodness:
-        """This layer's own objective."""
-        theta = self.theta
-        if theta is None:
-            theta = threshold(self.norm, self.goodness, math.prod(v.out_shape))
-        return Goodness(self.goodness, theta, self.temperature)
+    @property
+    def measure(self) -> Goodness:
+        """What goodness is."""
+        return Goodness(self.goodness)
+
+    @property
+    def objective(self) -> Loss:
+        """What a layer makes of goodness."""
+        return loss(self.loss, self.temperature)
+
+    def threshold(self, v: LayerView) -> float:
+        """theta of a layer."""
+        if self.theta is not None:
+            return self.theta
+        return threshold(self.norm, self.goodness, math.prod(v.out_shape))
+
+    def surplus(self, v: LayerView) -> Any:
+        """g - theta of each row (rows,) of the last pass; 0 of layers that have no goodness."""
+        return v.state["surplus"]
+
+    def others(self, v: LayerView, surplus: Any) -> Any:
+        """The sum (rows,) of the surplus (rows, depth) of the layers this one works with."""
+        layer = np.arange(v.depth)
+        with_it = layer < v.index if self.collaboration == "below" else layer != v.index
+        return surplus[:, with_it].sum(axis=1)
 
     # -- use -------------------------------------------------------------------------------------
     def predict(self, bus: Any, x: Any, by: str) -> Any:
         """By "softmax": the head's logits.  By "goodness": try each label, add up goodness."""
         if by == "softmax":
             return self._neutral(bus, x)
-        embed = self._embedding(bus.specs[0])
+        embed = self._shown(bus.specs[0]).embed
         scores = []
         for one_hot in np.eye(bus.n_classes, dtype=x.dtype):
             bus.forward(embed(x, np.broadcast_to(one_hot, (len(x), bus.n_classes))), name="score")
             found = bus.collect(self._score)
             hidden = [g for g in found if g is not None]
-            scores.append(sum(hidden[1 if len(hidden) > 2 else 0 :]))
+            scores.append(sum(hidden[1 if len(hidden) > 2 and self.alone else 0 :]))
         return np.stack(scores, axis=1)
 
     def _score(self, v: LayerView) -> Any:
         if self.is_head(v) or not v.learns:
             return None
-        return self.objective(v).of(v.k, v.traces["score"].y)
-
-
-def learns(*items: Any) -> bool:
-    """Whether a layer among these, or inside them, has parameters."""
-    return any(layer.learns for item in items for layer in flatten(item)[1])
+        return self.measure.of(v.k, v.traces["score"].y)

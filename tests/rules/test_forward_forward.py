@@ -426,7 +426,7 @@ def test_every_check_holds_with_other_settings(settings, check):
     [
         ({"goodness": "cube"}, "one of ssq, msq, l2"),
         ({"goodness": "l2"}, "Use one of rms.ssq"),
-        ({"order": "random"}, "simultaneous or greedy"),
+        ({"order": "random"}, "one of simultaneous, greedy; got .random"),
         ({"negatives": "hard", "head": False}, "they need head=true"),
         ({"negatives": "hard", "order": "greedy"}, "they need head=true"),
         ({"negatives": "none"}, "unknown negatives"),
