@@ -211,16 +211,17 @@ class Ledger:
 
 
 class Signals:
-    """The broadcasts of one sweep as one layer reads them; each first read is counted.
+    """The broadcasts of one sweep as one layer reads them; the first read of each is counted.
 
     ``top`` is the output layer's own error: it crosses no boundary, so it needs no channel,
     and no other layer can read it.
     """
 
-    __slots__ = ("_layer", "_ledger", "_named", "_top")
+    __slots__ = ("_layer", "_ledger", "_named", "_read", "_top")
 
     def __init__(self, named: Mapping[str, Any], top: Any, ledger: Ledger | None, layer: LayerSpec):
         self._named, self._top, self._ledger, self._layer = dict(named), top, ledger, layer
+        self._read: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -233,9 +234,9 @@ class Signals:
                 f"sent: {sorted(self._named) or 'none'}. Pass it to bus.update or bus.forward and "
                 f"declare its channel ('top' reaches the output layer alone)."
             )
-        if self._ledger is not None:
-            at = (name, self._layer.index)
-            self._ledger.floats.setdefault(at, int(np.size(self._named[name])))
+        if self._ledger is not None and name not in self._read:
+            self._read.add(name)
+            self._ledger.record(name, self._layer.index, np.size(self._named[name]))
         return self._named[name]
 
 
@@ -317,13 +318,14 @@ class LayerView:
         """(B, *out) d loss/d y -> (B, *out) d loss/d a.  Pointwise."""
         return self._layer.act_vjp(self.k, t, dy)
 
-    def param_vjp(self, t: Trace, da: Any) -> Params:
+    def param_vjp(self, t: Trace, da: Any, weighted: bool = False) -> Params:
         """(B, *out) per-sample d loss/d a -> gradient of the own parameters.
 
         The (weighted) batch mean is taken here and nowhere else.  A pass that sends r rows per
-        sample, stacked, repeats the sample weights r times.
+        sample, stacked, repeats the sample weights r times.  ``weighted``: the rows have their
+        weights already, as where ``da`` is B times what `Bus.mean` of the losses does to a.
         """
-        return self._layer.param_vjp(self.k, t, self._weighted(da))
+        return self._layer.param_vjp(self.k, t, da if weighted else self._weighted(da))
 
     def product(self, x: Any, da: Any) -> Product:
         """Gradient of a matrix M of the rule's own, for x (B, *places, n) and x M's per-sample da.
@@ -384,10 +386,10 @@ class LayerView:
         """Standard deviation of that draw, by name of the weight matrix."""
         return self._layer.weight_std(self.spec.in_shape)
 
-    def noise_like_params(self, tag: str) -> Params:
-        """Standard normal noise shaped as the parameters: regenerated at each call, not stored."""
+    def noise_like_params(self, tag: str, draw: str = "normal") -> Params:
+        """Noise shaped as the parameters, "normal" or "rademacher": made at each call, not stored."""
         return {
-            n: self.key.fold(tag, n).normal(p.shape, p.dtype)
+            n: getattr(self.key.fold(tag, n), draw)(p.shape, p.dtype)
             for n, p in self.params.items()
             if n not in self._layer.buffers
         }

@@ -100,6 +100,14 @@ class Bus:
             )
         ]
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many numbers each layer learns, bottom first; not what they are."""
+        layers = zip(self._engine.net.leaves, self._state.params, strict=True)
+        return tuple(
+            sum(a.size for n, a in p.items() if n not in layer.buffers) for layer, p in layers
+        )
+
     # -- sweeps ----------------------------------------------------------------------------------
     def forward(
         self,

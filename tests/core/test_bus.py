@@ -437,7 +437,58 @@ def test_noise_is_drawn_for_each_parameter_and_again_the_same():
     engine.step(state, batch)
 
 
+def test_noise_of_signs_is_one_per_parameter_too():
+    def act(bus, batch, out):
+        bus.each(bus.rule.note)
+
+    def note(self, v, s):
+        u = v.noise_like_params("u", "rademacher")
+        assert {n: a.shape for n, a in u.items()} == {n: a.shape for n, a in v.params.items()}
+        assert all(set(np.unique(a)) == {-1.0, 1.0} for a in u.values())
+
+    engine, state, batch = bench(toy(act, note=note))
+    engine.step(state, batch)
+
+
+def test_the_bus_knows_how_many_numbers_each_layer_learns():
+    def act(bus, batch, out):
+        assert bus.sizes == (11 * 5 + 5, 0, 2 * 5, 5 * 3 + 3)  # running statistics are not learned
+
+    engine, state, batch = bench(toy(act), "dense 5 | act relu | batch_norm")
+    engine.step(state, batch)
+
+
+def test_rows_that_have_their_weights_already_are_not_weighed_again():
+    def act(bus, batch, out):
+        bus.each(bus.rule.note)
+
+    def note(self, v, s):
+        da = np.ones_like(v.trace.y)
+        plain, weighed = (v.param_vjp(v.trace, da, weighted=w)["b"] for w in (True, False))
+        np.testing.assert_allclose(plain, 1.0)
+        np.testing.assert_allclose(weighed, 1.0)
+        da[0] = 3.0
+        np.testing.assert_allclose(v.param_vjp(v.trace, da, weighted=True)["b"], 1 + 2 / 7)
+        np.testing.assert_allclose(v.param_vjp(v.trace, da)["b"], 1.0)  # the first weighs nothing
+
+    engine, state, batch = bench(toy(act, note=note))
+    engine.step(state, batch._replace(weight=np.arange(7.0)))
+
+
 # ---- counting -------------------------------------------------------------------------------------
+
+
+def test_a_signal_is_counted_in_every_sweep_that_sends_it_and_once_in_each():
+    def act(bus, batch, out):
+        for _ in range(3):
+            bus.each(bus.rule.hear, scalar=np.ones(()))
+
+    def hear(self, v, s):
+        assert s.scalar == s.scalar == 1
+
+    engine, state, batch = bench(toy(act, Channel.SCALAR, hear=hear))
+    _, ledger = engine.step(state, batch)
+    assert {n for (c, _), n in ledger.floats.items() if c == "scalar"} == {3}
 
 
 @pytest.mark.parametrize(
