@@ -75,6 +75,7 @@ class LayerSpec:
     is_output: bool  # its output is (a summand of) the network's output
     activation: str  # the pointwise function that ends it; "identity" without one
     learns: bool  # has parameters; pooling and the like have none
+    above: tuple[Shape, ...] = ()  # outputs of the layers that read this one, top first
 
     @property
     def places(self) -> int:
@@ -479,7 +480,10 @@ class Rule:
         return m._replace(x=t.y)
 
     def feedback(self, v: LayerView, m: Any) -> Any:
-        """The message for the layer below, from the message (B, *out) from above."""
+        """The message for the layer below, from the message (B, *out) from above.
+
+        Where several layers read one, their messages add up; tuples of arrays are joined, top first.
+        """
         raise NotImplementedError(f"{type(self).__name__} sweeps down, so it needs feedback(v, m)")
 
     def has_state(self, v: LayerSpec) -> bool:

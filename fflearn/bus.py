@@ -399,7 +399,8 @@ class Bus:
         if used is None:
             self._declared("feedback", f"sent a message down from {v.spec.name!r}")
         elif self.ledger is not None:
-            self.ledger.record(used, v.spec.index, message.size)
+            parts = message if isinstance(message, tuple) else (message,)
+            self.ledger.record(used, v.spec.index, sum(part.size for part in parts))
 
     def _hold(self, *in_flight: Any) -> None:
         """Note how many bytes are alive now; only in the step that counts."""

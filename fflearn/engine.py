@@ -138,7 +138,21 @@ class Engine:
             shapes.append(spec.out_shape)
             self.specs += (spec,)
         self.out_shape = shapes[-1]
-        self.specs = tuple(replace(spec, net_out=self.out_shape) for spec in self.specs)
+        above = self._above()
+        self.specs = tuple(
+            replace(spec, net_out=self.out_shape, above=above[spec.index]) for spec in self.specs
+        )
+
+    def _above(self) -> list[tuple[tuple[int, ...], ...]]:
+        """Of each layer, the outputs of its readers, in the order in which the Bus sweeps down."""
+        nodes = self.net.nodes
+        readers: list[tuple[tuple[int, ...], ...]] = [() for _ in nodes]
+        for i in reversed(range(len(nodes))):
+            leaf, sources = nodes[i]
+            for s in sources:
+                if s >= 0:
+                    readers[s] += readers[i] if leaf is None else (self.specs[leaf].out_shape,)
+        return [readers[i] for i, node in enumerate(nodes) if node.leaf is not None]
 
     def _fed(self, layer: Any, spec: LayerSpec, fed: tuple[int, ...]) -> tuple[int, ...]:
         """Output shape of a layer for the input that the rule feeds it."""
