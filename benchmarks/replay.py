@@ -28,8 +28,9 @@ def chosen(names: list[str]) -> list[Recipe]:
 def listed(recipe: Recipe) -> str:
     """One line: what the recipe runs, and what is there already."""
     e = recipe.experiment
-    found = results.belonging(recipe, results.read_records(results.RESULTS / recipe.name))
-    done = sum(map(len, found.values()))
+    records = results.read_records(results.RESULTS / recipe.name)
+    cells = [Recipe(cell, recipe.published) for cell in e.cells()]
+    done = sum(len(own) for c in cells for own in results.belonging(c, records).values())
     rules, seeds = ", ".join(e.rules) or "every rule", ", ".join(map(str, e.seeds))
     return f"{recipe.name}: {rules}; {e.epochs} epochs, seeds {seeds}; {done} runs done"
 

@@ -264,26 +264,66 @@ def page(recipes: Iterable[Recipe], records: Mapping[str, Iterable[Record]]) -> 
 
 
 def section(recipe: Recipe, records: Iterable[Record]) -> str:
-    """What one recipe found."""
-    e = recipe.experiment.resolved(10)
+    """What one recipe found: a table per data set and network, and one per probe."""
+    e, records = recipe.experiment, list(records)
+    cells = [Recipe(cell, recipe.published) for cell in e.cells()]
     command = f"`python -m benchmarks.replay {recipe.name}`"
     parts = [f"## {recipe.published.get('title', recipe.name)}"]
     parts += [recipe.published["about"]] if "about" in recipe.published else []
     seeds = ", ".join(map(str, e.seeds))
-    settings = [("data", e.data), ("network", e.net), ("epochs", e.epochs), ("batch", e.batch_size)]
-    settings += [("seeds", seeds), ("optimizer", _optimizer(e))]
+    net = cells[0].experiment.resolved(10).net if len(cells) == 1 else ""
+    settings = [("data", ", ".join(e.datasets) or e.data), ("network", net), ("epochs", e.epochs)]
+    settings += [("batch", e.batch_size), ("seeds", seeds), ("optimizer", _optimizer(e))]
     settings += [("settings", ", ".join(f"{n} = {v}" for n, v in e.settings.items()))]
     listed = [f"- {name}: `{value}`" for name, value in settings if value]
-    rows = rows_of(recipe, records)
-    if not rows:
+    found = [rows_of(cell, records) for cell in cells]
+    if not any(found):
         return "\n\n".join([*parts, "\n".join(listed), f"Not run yet. Type {command}."])
-    machines = sorted({sentence(r["fingerprint"]) for row in rows for r in row.records})
-    listed += [f"- command: {command}", *(f"- machine: {m}" for m in machines)]
-    head = [*HEAD, "test loss"] if rows[0].losses else HEAD
-    table = [head, ["---"] * len(head), *(row.cells() for row in rows)]
-    lines = ["| " + " | ".join(cells) + " |" for cells in table]
-    notes = [row.explanation() for row in rows if row.shortfall]
-    return "\n\n".join([*parts, "\n".join(listed), "\n".join(lines), *notes])
+    machines = {sentence(r["fingerprint"]) for rows in found for row in rows for r in row.records}
+    listed += [f"- command: {command}", *(f"- machine: {m}" for m in sorted(machines))]
+    parts += ["\n".join(listed)]
+    for cell, rows in zip(cells, found, strict=True):
+        if len(cells) > 1:
+            parts += [f"### {cell.experiment.data}: `{cell.experiment.resolved(10).net}`"]
+        if rows:
+            head = [*HEAD, "test loss"] if rows[0].losses else HEAD
+            parts += [_markdown([head, *(row.cells() for row in rows)])]
+        parts += [row.explanation() for row in rows if row.shortfall]
+    parts += [probed(name, cells, found) for name in e.probes]
+    return "\n\n".join(parts)
+
+
+def probed(name: str, cells: Sequence[Recipe], found: Sequence[Sequence[Row]]) -> str:
+    """What a probe measured, of the first seed: by epoch, or, of several networks, at the end."""
+    measured: list[tuple[list[str], dict[int, float]]] = []
+    for cell, rows in zip(cells, found, strict=True):
+        for row in rows:
+            curves = row.records[0]["curves"]
+            layers = {
+                int(n.rpartition("/")[2]): c for n, c in curves.items() if n.startswith(f"{name}/")
+            }
+            for i, epoch in enumerate(curves["epoch"]):
+                values = {k: c[i] for k, c in layers.items() if c[i] is not None}
+                last = epoch == curves["epoch"][-1]
+                if values and (last or len(cells) == 1):
+                    where = [f"`{cell.experiment.net}`"] if len(cells) > 1 else []
+                    measured.append(([*where, row.name, str(epoch)], values))
+    layers = sorted({k for _, values in measured for k in values})
+    head = [*(["network"] if len(cells) > 1 else []), "rule", "epoch", *map(str, layers)]
+    lines = [
+        [*start, *(f"{values[k]:.3g}" if k in values else "" for k in layers)]
+        for start, values in measured
+    ]
+    return (
+        f"{name.replace('_', ' ')} by layer, seed {cells[0].experiment.seeds[0]}:\n\n"
+        + _markdown([head, *lines])
+    )
+
+
+def _markdown(table: Sequence[Sequence[str]]) -> str:
+    head, *rows = table
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def _optimizer(e: Experiment) -> str:

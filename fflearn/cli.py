@@ -141,6 +141,8 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="names the output folder (default: the data's name)")
     parser.add_argument("--rules", type=_rules_list, help='e.g. "dfa,ff[negatives=hard]"')
     parser.add_argument("--seeds", type=_seeds, help="how many (3) or which (0,5,7)")
+    parser.add_argument("--datasets", type=_texts, help="several in place of --data: cora,citeseer")
+    parser.add_argument("--nets", type=_texts, help="several in place of --net, by commas")
     parser.add_argument("--tune", type=_whole, help="learning rates to try per rule")
     parser.add_argument(
         "--adapted",
@@ -173,11 +175,14 @@ def _compare(args: argparse.Namespace) -> int:
     from fflearn.comparison import compare, default_folder, table
     from fflearn.experiment import Experiment
 
-    given = _given(args, "name", "rules", "seeds", "tune", "adapted")
+    given = _given(args, "name", "rules", "seeds", "datasets", "nets", "tune", "adapted")
     base = Experiment.load(args.recipe) if args.recipe else None
     if base is not None:
         settings = {**base.settings, **given.pop("settings", {})}
         kept = {n: getattr(base, n) for n in base.__dataclass_fields__}
+        for one, several in (("data", "datasets"), ("net", "nets")):
+            if one in given:
+                kept[several] = ()
         given = {**kept, **given, "settings": settings}
     experiment = Experiment.of("the command line", given)
     args.out = args.out or str(default_folder(experiment))
@@ -292,7 +297,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 # -- reading options -----------------------------------------------------------------------------
 def _texts(text: str) -> tuple[str, ...]:
-    return tuple(part for part in text.split(",") if part)
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _whole(text: str) -> int:

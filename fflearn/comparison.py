@@ -37,7 +37,7 @@ def compare(
     quiet: bool = True,
     **changes: Any,
 ) -> list[Record]:
-    """Train several rules on one data set and return a record of each run.
+    """Train several rules on the same data and networks, and return a record of each run.
 
     Parameters
     ----------
@@ -56,7 +56,8 @@ def compare(
     Returns
     -------
     list of dict
-        In the order of the rules, then of the seeds; `table` prints them.
+        By data set and network, then in the order of the rules and of the seeds; `table` prints
+        them.
 
     Raises
     ------
@@ -77,23 +78,30 @@ def compare(
         {n: getattr(experiment, n) for n in experiment.__dataclass_fields__} if experiment else {}
     )
     experiment = Experiment.of("compare", given | changes)
-    data = load_data(experiment.data, task=experiment.task)
-    chosen = bool(experiment.rules)
-    experiment = experiment.resolved(data.n_classes, data.net, data.task)
-    if not chosen:
-        experiment = _of_those_that_fit(experiment, data)
-    runs = experiment.runs()
-    _check(runs, data)
+    cells = experiment.cells()
+    runs: list[tuple[Run, Data]] = []
+    loaded = {d: load_data(d, task=experiment.task) for d in dict.fromkeys(c.data for c in cells)}
+    for cell in cells:
+        whole_cell = _resolved(cell, data := loaded[cell.data])
+        _check(found := whole_cell.runs(), data)
+        runs += [(run, data) for run in found]
     folder = Path(out) if out is not None else None
     if folder is not None:
+        shown = whole_cell if len(cells) == 1 else experiment
         writable(folder / "records")
-        write_atomically(folder / "experiment.toml", experiment.dump().encode())
+        write_atomically(folder / "experiment.toml", shown.dump().encode())
     if jobs == 1:
-        return [record_of(run, data, folder, quiet) for run in runs]
+        return [record_of(run, data, folder, quiet) for run, data in runs]
     from joblib import Parallel, delayed
 
-    work = (delayed(record_of)(run, data, folder, True) for run in runs)
+    work = (delayed(record_of)(run, data, folder, True) for run, data in runs)
     return list(Parallel(n_jobs=jobs, verbose=0 if quiet else 5)(work))
+
+
+def _resolved(cell: Experiment, data: Data) -> Experiment:
+    """With every option spelled out; where no rules were chosen, those that fit the data."""
+    chosen, cell = bool(cell.rules), cell.resolved(data.n_classes, data.net, data.task)
+    return cell if chosen else _of_those_that_fit(cell, data)
 
 
 def _of_those_that_fit(experiment: Experiment, data: Data) -> Experiment:
@@ -109,7 +117,7 @@ def _of_those_that_fit(experiment: Experiment, data: Data) -> Experiment:
     if not fits:
         raise next(iter(refused.values()))
     for rule, why in refused.items():
-        warnings.warn(f"{rule} is left out: {why}", UserWarning, stacklevel=3)
+        warnings.warn(f"{rule} is left out: {why}", UserWarning, stacklevel=4)
     return replace(experiment, rules=fits)
 
 
@@ -276,12 +284,22 @@ COLUMNS = (  # after the rule and its scores
 
 
 def table(records: Iterable[Mapping[str, Any]]) -> str:
-    """One row per rule: mean over seeds, and the spread of the data's measures."""
+    """One row per rule: mean over seeds, and the spread of the data's measures.
+
+    Each data set with each network has a table of its own.
+    """
+    cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for r in records:
+        cells.setdefault((r["data"], r["net"]), []).append(r)
+    if not cells:
+        raise SpecError("there are no records to show.")
+    return "\n\n".join(_table(cell) for cell in cells.values())
+
+
+def _table(records: Iterable[Mapping[str, Any]]) -> str:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for r in records:
         groups.setdefault(r["label"], []).append(r)
-    if not groups:
-        raise SpecError("there are no records to show.")
     measures = _measures(next(iter(groups.values()))[0])
     head = ("rule", *(f"test {m.replace('_', ' ')}" for m in measures), *COLUMNS)
     rows = [head, *(_row(label, found, measures) for label, found in groups.items())]

@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ MOST_SEEDS = 1000  # what "how many seeds" can mean: a larger number was meant a
 
 @dataclass(frozen=True)
 class Experiment:
-    """Several rules on one data set, with the same network, data order, seeds and budget.
+    """Several rules with the same data, network, data order, seeds and budget.
 
     Parameters
     ----------
@@ -45,6 +46,8 @@ class Experiment:
         Names the output folder.
     data : str
         A name that `fflearn.load_data` knows, or the path of a CSV, npz or txt file.
+    datasets, nets : tuple of str
+        Several in place of ``data`` and of ``net``: each data set with each network.
     task : str
         "classification" or "regression"; see `fflearn.load_data`.  Empty: what the data say.
     rules : tuple of str
@@ -82,6 +85,8 @@ class Experiment:
     task: str = ""
     rules: tuple[str, ...] = ()
     net: str = ""
+    datasets: tuple[str, ...] = ()
+    nets: tuple[str, ...] = ()
     epochs: int = 20
     seeds: tuple[int, ...] = (0, 1, 2)
     batch_size: int = 32
@@ -127,7 +132,11 @@ class Experiment:
                 f"backend needs one of {', '.join(kernels.names())}; got {self.backend!r}."
             )
         object.__setattr__(self, "settings", _flat(self.settings))
-        object.__setattr__(self, "name", self.name or _file_name(Path(self.data).stem))
+        for name in ("datasets", "nets"):
+            if len(set(given := getattr(self, name))) < len(given):
+                raise SpecError(f"{name} needs each one once; got {', '.join(given)}.")
+        stems = "-".join(Path(name).stem for name in self.datasets or (self.data,))
+        object.__setattr__(self, "name", self.name or _file_name(stems))
         if not re.fullmatch(r"[\w.=+-]+", self.name):
             raise SpecError(f"name needs letters, digits and . + - = _ alone; got {self.name!r}.")
 
@@ -170,6 +179,11 @@ class Experiment:
         return "\n".join(lines) + "\n"
 
     # -- the runs --------------------------------------------------------------------------------
+    def cells(self) -> list[Experiment]:
+        """One experiment per data set and network."""
+        pairs = product(self.datasets or (self.data,), self.nets or (self.net,))
+        return [replace(self, data=d, net=n, datasets=(), nets=()) for d, n in pairs]
+
     def resolved(
         self, n_classes: int, net: str = "mlp", task: str = "classification"
     ) -> Experiment:

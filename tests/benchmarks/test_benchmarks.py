@@ -267,6 +267,27 @@ def test_page_is_a_function_of_recipes_and_records(recipe, records):
     assert text.endswith("\n") and not text.endswith("\n\n")
 
 
+def test_each_network_has_its_table_and_probes_one_of_all(recipe):
+    nets = ("dense 8 relu | dense 10", "dense 4 relu | dense 10")
+    fields = {"rules": ("dfa",), "nets": nets, "probes": ("dead_units",), "seeds": (0,)}
+    e = replace(recipe.experiment, settings={}, **fields)
+    records = []
+    for i, cell in enumerate(e.cells()):
+        (record,) = made_up(Recipe(cell), {("dfa", 0): 0.9 + i / 100})
+        curves = {"epoch": [1, 2], "dead_units/0": [None, 0.25 + i], "dead_units/1": [0.5, None]}
+        records.append({**record, "curves": curves})
+    text = results.section(Recipe(e), records)
+    assert text.index(f"### digits: `{nets[0]}`") < text.index("| dfa | 90.00 |")
+    assert text.index("| dfa | 90.00 |") < text.index(f"### digits: `{nets[1]}`")
+    assert text.index(f"### digits: `{nets[1]}`") < text.index("| dfa | 91.00 |")
+    assert "dead units by layer, seed 0:\n\n| network | rule | epoch | 0 |\n" in text
+    assert f"| `{nets[0]}` | dfa | 2 | 0.25 |\n| `{nets[1]}` | dfa | 2 | 1.25 |" in text
+    alone = replace(e.cells()[0], name="alone")
+    text = results.section(Recipe(alone), records)
+    assert "###" not in text and "| rule | epoch | 0 | 1 |\n" in text
+    assert text.endswith("| dfa | 1 |  | 0.5 |\n| dfa | 2 | 0.25 |  |")
+
+
 def test_write_reads_files(tmp_path, recipe, records):
     recipes, found = tmp_path / "recipes", tmp_path / "results"
     recipes.mkdir()
@@ -283,7 +304,7 @@ def test_write_reads_files(tmp_path, recipe, records):
 @pytest.mark.parametrize("path", sorted(results.RECIPES.glob("*.toml")), ids=lambda p: p.stem)
 def test_recipes_can_be_run(path):
     recipe = results.read_recipe(path)
-    runs = recipe.experiment.resolved(10).runs()
+    runs = [run for cell in recipe.experiment.cells() for run in cell.resolved(10).runs()]
     labels = {run.label for run in runs}
     assert {row.partition(", ")[0] for row in recipe.published.get("rows", {})} <= labels
     assert {"title", "about", "epochs"} <= set(recipe.published)

@@ -63,7 +63,7 @@ def test_layers_of_different_widths_above_one_are_each_heard():
     both = relu[0] + np.tanh(relu[0] @ p[1]["W"])
     readers = [both @ p[4]["W"], np.maximum(both @ p[2]["W"], 0), np.tanh(relu[0] @ p[1]["W"])]
     found = dict(learned(engine, engine.updates(state, batch)))
-    assert [spec.above for spec in engine.specs][0] == ((13,), (9,), (17,))
+    assert engine.specs[0].above == ((13,), (9,), (17,))
     for i, y in enumerate(readers):
         np.testing.assert_allclose(found[f"0/aux_grads/D{i}"], y.T @ relu[0] / len(x), rtol=1e-12)
     _, ledger = engine.step(state, batch)

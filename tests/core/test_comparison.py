@@ -482,3 +482,27 @@ def test_the_table_reads_records_from_their_files(here):
     e = replace(Experiment.load("out/experiment.toml"), name="other")
     again = compare(e, out="out")
     assert table(again) == table(records)
+
+
+# ---- several data sets and networks --------------------------------------------------------------
+
+
+def test_each_cell_has_its_own_runs_and_table(tmp_path):
+    nets = ["dense 8 relu | dense 10", "dense 4 tanh | dense 10"]
+    options = {"rules": ["dfa"], "seeds": [0], "epochs": 1}
+    records = compare(datasets=["digits"], nets=nets, out=tmp_path, **options)
+    assert [r["net"] for r in records] == nets
+    for net, record in zip(nets, records, strict=True):
+        (alone,) = compare(net=net, **options)
+        assert unmeasured(record) == unmeasured(alone)
+    tables = table(records).split("\n\nrule")
+    assert len(tables) == 2 and nets[0] in tables[0] and nets[1] in tables[1]
+    e = Experiment.load(tmp_path / "experiment.toml")
+    assert e.nets == tuple(nets) and e.datasets == ("digits",)
+    assert compare(e, out=tmp_path) == records  # found, not made again
+
+
+def test_a_mistake_in_the_last_cell_shows_before_the_first_is_trained(tmp_path):
+    with pytest.raises(ShapeError):
+        compare(nets=["dense 10", "dense 8 | dense 3"], rules=["dfa"], out=tmp_path)
+    assert not list(tmp_path.glob("records/*.json"))

@@ -40,6 +40,8 @@ OTHER = {
     "adapted": True,
     "patience": 2,
     "evaluate_every": 4,
+    "datasets": ("cora", "citeseer"),
+    "nets": ("gcn", "sage width=8"),
     "probes": ("dead_units", "path_angle"),
     "backend": "reference",
     "dtype": "float64",
@@ -140,6 +142,8 @@ WRONG = {
     "batch_size": [0, -1, 2.0, "8"],
     "threads": [0, -2, "all"],
     "evaluate_every": [0, False],
+    "datasets": ["cora", ("cora", "cora"), (3,), None],
+    "nets": ["mlp", ("gcn", "gcn"), (3,), None],
     "probes": ["dead_units", (1,), None],
     "tune": [-1, len(TRIALS) + 1, 1.0],
     "patience": [-1, "long"],
@@ -324,6 +328,7 @@ def test_the_digest_depends_on_everything_that_the_result_depends_on():
 
     free = {"name": "x", "threads": 2, "adapted": True, "rules": ("dfa", "fa"), "seeds": (0, 1)}
     free["task"] = "regression"  # the data's own digest differs
+    free |= {"datasets": ("cora",), "nets": ("gcn",)}  # a run belongs to one of them
     same = {digest(**{n: v}) for n, v in free.items()}
     assert same == {digest()}
     deciding = [{n: v} for n, v in OTHER.items() if n not in {*free, "momentum", "net", "settings"}]
@@ -360,3 +365,20 @@ def test_a_rule_from_a_file_is_known_by_its_text(here):
     Path("my_rule.py").write_text(Path("my_rule.py").read_text() + "\n# changed\n")
     assert run.digest("") != before
     assert source("dfa") == source("missing.py") == {}
+
+
+# ---- several data sets and networks --------------------------------------------------------------
+
+
+def test_a_cell_for_each_data_set_with_each_network():
+    e = Experiment(datasets=("digits", "x.csv"), nets=("mlp", NET), rules=("dfa",))
+    assert [(c.data, c.net) for c in e.cells()] == [
+        ("digits", "mlp"),
+        ("digits", NET),
+        ("x.csv", "mlp"),
+        ("x.csv", NET),
+    ]
+    assert e.name == "digits-x" and {c.name for c in e.cells()} == {"digits-x"}
+    assert all(c.cells() == [c] for c in e.cells())
+    one = Experiment(data="cora", net="gcn")
+    assert one.cells() == [one]

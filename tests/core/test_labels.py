@@ -1,4 +1,4 @@
-"""Label embeddings and negatives."""
+"""Label embeddings, negatives, hybrids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from fflearn.labels import (
     EMBEDDINGS,
     NEGATIVES,
     Append,
+    Hybrid,
     LabelChannel,
+    Labelled,
     Overlay,
     embedding,
     negatives,
@@ -107,7 +109,7 @@ def draw(name: str, labels: np.ndarray, n_classes: int, logits=None, seed=0, bac
 @pytest.mark.parametrize("backend", ["reference", "numba"])
 @pytest.mark.parametrize("n_classes", [2, 3, 10])
 def test_wrong_labels_are_never_true_and_uniform(n_classes, backend):
-    n = 100_000
+    n = 1_000_000
     labels = np.arange(n) % n_classes
     y, found = draw("wrong", labels, n_classes, backend=backend)
     assert (y * found).sum() == 0
@@ -152,3 +154,83 @@ def test_hard_labels_survive_a_certain_head():
 
 def test_only_hard_negatives_need_a_head():
     assert {name for name, kind in NEGATIVES.items() if kind.needs_head} == {"hard"}
+
+
+def test_what_is_shown_are_the_samples_with_their_label_and_then_with_others():
+    k, x, y = kernels.load("reference"), np.arange(12.0).reshape(4, 3), np.eye(3)[[0, 2, 1, 0]]
+    shown = Labelled(Append(), negatives("all_wrong"))
+    pairs = shown.pairs(k, x, y, None, Key(0))
+    np.testing.assert_array_equal(pairs[:, :3], np.tile(x, (3, 1)))
+    np.testing.assert_array_equal(pairs[:4, 3:], y)
+    np.testing.assert_array_equal(pairs[4:8, 3:] + pairs[8:, 3:], 1 - y)
+    np.testing.assert_allclose(shown.neutral(x, 3)[:, 3:], 1 / 3)
+    assert shown.shape((3,), 3) == (6,)
+
+
+# ---- hybrids --------------------------------------------------------------------------------------
+
+
+def fit_of_neighbours(size: int, times: int, lag: int) -> float:
+    """Part by which masks of two places ``lag`` apart agree more often than they disagree.
+
+    By the central limit theorem the blurred noise is Gaussian, with the correlation that the
+    blur's weights have with themselves shifted; of two such values the signs agree by the law of
+    the arcsine: E sign sign' = 2 / pi asin(correlation).
+    """
+    weights = np.eye(size)[0]
+    for _ in range(times):
+        weights = (np.roll(weights, 1) + 2 * weights + np.roll(weights, -1)) / 4
+    return 2 / np.pi * np.arcsin(weights @ np.roll(weights, lag) / (weights @ weights))
+
+
+@pytest.mark.parametrize(("size", "times"), [(28, 10), (32, 13), (8, 1)])
+def test_masks_are_halves_in_blobs_of_the_size_that_the_blur_gives(size, times):
+    n = 4000
+    m = Hybrid().masks((n, size, size, 3), Key(0))
+    assert m.shape == (n, size, size) and m.dtype == bool
+    signs = 2.0 * m - 1
+    halves = signs.mean((1, 2))
+    assert abs(halves.mean()) < 5 * halves.std() / np.sqrt(n)
+    assert abs(m.mean() - 0.5) < 0.05
+    for axis in (1, 2):
+        for lag in (1, 2, 3):
+            fit = (signs * np.roll(signs, lag, axis)).mean((1, 2))
+            far = abs(fit.mean() - fit_of_neighbours(size, times, lag))
+            assert far < 5 * fit.std() / np.sqrt(n), (axis, lag)
+
+
+def test_the_noise_of_an_image_is_alike_among_neighbours_before_it_is_cut():
+    assert np.sin(np.pi / 2 * fit_of_neighbours(28, 10, 1)) > 0.9
+
+
+def test_rows_of_features_have_no_neighbours():
+    m = Hybrid().masks((5000, 40), Key(0))
+    assert m.shape == (5000, 40)
+    signs = 2.0 * m - 1
+    assert abs(signs.mean()) < 0.012
+    assert abs((signs * np.roll(signs, 1, 1)).mean()) < 0.012
+
+
+@pytest.mark.parametrize("shape", [(6, 9, 7, 2), (6, 40)])
+def test_hybrids_are_made_of_two_samples_of_the_batch(shape):
+    x = np.random.default_rng(0).normal(size=shape)
+    before = x.copy()
+    pairs = Hybrid().pairs(kernels.load("reference"), x, None, None, Key(3))
+    np.testing.assert_array_equal(pairs[:6], x)
+    m, other = Hybrid().masks(shape, Key(3)), np.roll(x, 1, axis=0)
+    if x.ndim == 4:
+        m = np.repeat(m[..., None], 2, axis=3)  # channels stay together
+    np.testing.assert_array_equal(pairs[6:][m], x[m])
+    np.testing.assert_array_equal(pairs[6:][~m], other[~m])
+    assert (pairs[6:] != x).reshape(6, -1).any(1).all() and (x == before).all()
+    assert (pairs[6:] != other).reshape(6, -1).any(1).all()
+    np.testing.assert_array_equal(Hybrid().neutral(x, 3), x)
+    assert Hybrid().shape(shape[1:], 3) == shape[1:]
+
+
+def test_masks_follow_the_key_and_differ_among_samples():
+    shape = (20, 8, 8, 1)
+    first, again, other = (Hybrid().masks(shape, Key(s)) for s in (1, 1, 2))
+    assert (first == again).all() and (first != other).any((1, 2)).all()
+    assert len({m.tobytes() for m in first}) == 20
+    assert (Hybrid().masks(shape, Key(1).at(1)) != first).any()
