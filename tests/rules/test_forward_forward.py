@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from fflearn import locality
-from fflearn.base import Batch, Env
+from fflearn.base import Batch, Channel, Env
 from fflearn.bus import Bus
 from fflearn.checks import bench, learned, same_bits, samples
+from fflearn.data import load as load_data
 from fflearn.engine import Engine
 from fflearn.errors import LocalityError, ShapeError, SpecError
 from fflearn.labels import embedding
+from fflearn.objectives.goodness import loss
 from fflearn.optim import optimizer
 from fflearn.registry import rule
 
@@ -85,6 +87,50 @@ def test_updates_are_autograd_of_each_layers_own_loss(settings, peer, negatives)
             assert np.linalg.norm(ours[name] - g) <= 1e-10 * np.linalg.norm(g), (i, name)
 
 
+COLLABORATING = [
+    {"loss": name, "goodness": goodness, "temperature": t, "collaboration": with_it, "gamma": 0.7}
+    for name, goodness, t in (
+        ("logistic", "ssq", 2.0),
+        ("symba", "msq", 0.25),
+        ("margin", "ssq", 3.0),
+        ("softmax", "l2", 0.5),
+    )
+    for with_it in ("none", "all", "below")
+]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("negatives", ["wrong", "all_wrong", "hybrid"])
+@pytest.mark.parametrize("settings", COLLABORATING, ids=lambda s: "-".join(map(str, s.values())))
+def test_updates_are_autograd_of_other_losses_with_the_goodness_of_others_held(settings, negatives):
+    torch = pytest.importorskip("torch")
+    engine, state, batch = made(**settings, theta=0.9, peer=0.0, negatives=negatives)
+    act = {"relu": torch.relu, "tanh": torch.tanh, "gelu": torch.nn.functional.gelu}
+    seen, params, good = heard(engine, state, batch), [], []
+    for i in range(3):
+        x = torch.tensor(seen[i][0]["x"].x)
+        w, b = (torch.tensor(state.params[i][n], requires_grad=True) for n in "Wb")
+        n = x / ((x**2).mean(1, keepdim=True).sqrt() + 1e-8)
+        y = act[engine.net.leaves[i].activation](n @ w + b)
+        kinds = {"ssq": (y**2).sum(1), "msq": (y**2).mean(1), "l2": (y**2).sum(1).sqrt()}
+        good.append(kinds[settings["goodness"]] - 0.9)
+        params.append((w, b))
+    for i in range(3):
+        those = {"none": [], "all": [j for j in range(3) if j != i], "below": list(range(i))}
+        held = sum((good[j].detach() for j in those[settings["collaboration"]]), 0 * good[i])
+        u, phase = (good[i] + 0.7 * held).reshape(-1, 7), seen[i][1].reshape(-1, 7)
+        objective = loss(
+            settings["loss"], settings["temperature"]
+        )  # tests/objectives has its proof
+        du = objective(engine.kernels, u.detach().numpy(), phase)[1] / u.numel()
+        grads = torch.autograd.grad(u, params[i], torch.tensor(du), retain_graph=True)
+        update = seen[i][2]
+        for name, g in zip("Wb", grads, strict=True):
+            ours, g = engine.kernels.formed(update.grads[name]), g.numpy()
+            assert np.linalg.norm(ours - g) <= 1e-10 * np.linalg.norm(g), (i, name)
+            assert np.linalg.norm(g) > 0, "nothing to compare"
+
+
 def test_a_step_computed_by_hand():
     # One unit; x = 3 and one label place of two, so n = (3, 1, 0) / r, r^2 = 10/3 (rms norm).
     # W = (1, 1, 0), b = 0: a = y = 4/r for the right label and 3/r for the wrong one, which
@@ -125,6 +171,134 @@ def test_the_first_mean_logit_is_minus_half_the_units(units):
         seen = heard(engine, state, batch)
         logits.append([((seen[i][0]["x"].y ** 2).sum(1) - units).mean() for i in range(2)])
     np.testing.assert_allclose(np.mean(logits, 0), -units / 2, rtol=0.1)
+
+
+# ---- layer collaboration --------------------------------------------------------------------------
+
+
+def after_steps(dtype: str, backend: str, hidden: str = HIDDEN, **settings):
+    make = partial(rule, "ff", **settings)
+    engine, state, batch = bench(make, hidden, dtype=dtype, backend=backend)
+    infos = [engine.step(state, batch)[0] for _ in range(10)]
+    return state, [{n: float(value) for n, value in info.items()} for info in infos]
+
+
+@pytest.mark.parametrize("with_it", ["all", "below"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_without_weight_collaboration_is_plain_forward_forward_bit_for_bit(with_it, dtype, backend):
+    for settings in ({}, {"loss": "symba", "negatives": "all_wrong"}, {"negatives": "hybrid"}):
+        plain, infos = after_steps(dtype, backend, **settings)
+        settings |= {"collaboration": with_it, "gamma": 0.0}
+        alike, others = after_steps(dtype, backend, **settings)
+        assert same_bits(plain, alike) is None and infos == others
+        collaborating, _ = after_steps(dtype, backend, **(settings | {"gamma": 1.0}))
+        assert same_bits(plain, collaborating) is not None
+
+
+def test_the_lowest_layer_has_nobody_below():
+    updates = {}
+    for with_it in ("none", "below", "all"):
+        engine, state, batch = made(collaboration=with_it)
+        found = dict(learned(engine, engine.updates(state, batch)))
+        updates[with_it] = {path: g for path, g in found.items() if path.startswith(("0/", "1/"))}
+    for path, plain in updates["none"].items():
+        first = path.startswith("0/")
+        assert (updates["below"][path] == plain).all() == (first or "aux" in path), path
+        assert (updates["all"][path] == plain).all() == ("aux" in path), path
+
+
+def test_greedy_collaboration_goes_by_the_layers_below():
+    settings = {"order": "greedy", "negatives": "wrong", "peer": 0.0}
+    found = {}
+    for with_it in ("none", "below"):
+        greedy = rule("ff", collaboration=with_it, **settings)
+        engine = Engine(f"{HIDDEN} | dense 3", greedy, (11,), 3, horizon=(1, 12))
+        state, batch = engine.init(0), samples(7, 3)
+        for _ in range(5):
+            engine.step(state, batch)
+        found[with_it] = state
+    pairs = zip(found["none"].params, found["below"].params, strict=True)
+    same = [(a["W"] == b["W"]).all() for a, b in pairs]
+    assert same[:3] == [True, False, True]  # of three steps, two steps and none
+
+
+def test_collaborating_layers_are_scored_together():
+    for with_it in ("none", "all"):
+        engine, state, batch = made(collaboration=with_it)
+        total = 0
+        for label in np.eye(3):
+            x, found = np.c_[batch.x, np.tile(label, (7, 1))], []
+            for i in range(3):
+                x = engine.net.leaves[i].forward(engine.kernels, state.params[i], x, Env()).y
+                found.append((x**2).sum(1))
+            total = total + np.outer(sum(found[0 if with_it == "all" else 1 :]), label)
+        scores = engine.predict(state, batch.x, "goodness")
+        np.testing.assert_allclose(scores, total, rtol=1e-10)
+
+
+def test_collaboration_costs_one_number_per_row_and_layer():
+    engine, state, batch = made(collaboration="all", head=False)
+    _, ledger = engine.step(state, batch)
+    assert engine.rule.channels == {Channel.PHASE, Channel.GOODNESS}
+    assert ledger.per_sample()["goodness"] == 2 * 3 * 3  # rows, layers read, by as many
+
+
+# ---- unsupervised ---------------------------------------------------------------------------------
+
+
+def test_without_labels_hidden_layers_learn_from_inputs_alone():
+    found = []
+    for labels in ([0, 1, 2, 0, 1, 2, 0], [2, 2, 1, 0, 0, 1, 1]):
+        engine, state, batch = made(negatives="hybrid")
+        batch = batch._replace(y=np.eye(3)[labels])
+        found.append(dict(learned(engine, engine.updates(state, batch))))
+    heads = {f"{s.index}/" for s in engine.specs if s.is_output}
+    for path, g in found[0].items():
+        assert (g == found[1][path]).all() == (path[:2] not in heads), path
+
+
+def test_hybrids_stand_beside_their_samples_and_differ_from_step_to_step():
+    engine, state, batch = made(negatives="hybrid")
+    assert engine.specs[0].in_shape == (11,)
+    drawn = []
+    for step in range(3):
+        state.step = step
+        traces, phase, _ = heard(engine, state, batch)[0]
+        x = traces["x"].x
+        np.testing.assert_array_equal(x[:7], batch.x)
+        of_either = (x[7:] == batch.x) | (x[7:] == np.roll(batch.x, 1, 0))
+        assert of_either.all() and (x[7:] != batch.x).any()
+        np.testing.assert_array_equal(phase, np.repeat([1, -1], 7))
+        drawn.append(x[7:].tobytes())
+    assert len(set(drawn)) == 3
+
+
+def test_the_head_of_an_unsupervised_network_reads_the_plain_input():
+    engine, state, batch = made("dense 17 relu", negatives="hybrid")
+    assert engine.rule.predictors == ("softmax",)
+    state.params[1]["W"] = np.cos(np.arange(51.0)).reshape(17, 3)
+
+    def unit(x):
+        return x / (np.sqrt((x**2).mean(1, keepdims=True)) + 1e-8)
+
+    h = np.maximum(unit(batch.x) @ state.params[0]["W"] + state.params[0]["b"], 0)
+    logits = unit(h) @ state.params[1]["W"]
+    np.testing.assert_allclose(engine.predict(state, batch.x), logits, rtol=1e-10)
+
+
+def test_the_first_layer_tells_digits_from_hybrids_after_200_steps():
+    net, data = "dense 64 relu | dense 10", load_data("digits")
+    engine = Engine(net, rule("ff", negatives="hybrid"), (8, 8, 1), 10)
+    state, batches = engine.init(0), data.batches(32, 0)
+    held, right = Batch(data.x_test, np.eye(10)[data.y_test]), []
+    for steps in (0, 200):
+        for step in range(steps):
+            engine.step(state, batches.batch(step))
+        y = heard(engine, state, held)[0][0]["x"].y
+        real, hybrid = (y**2).sum(1).reshape(2, -1)
+        right.append((real > hybrid).mean())
+    assert right[0] < 0.6 and right[1] > 0.75
 
 
 # ---- schedules and peer normalisation -------------------------------------------------------------
@@ -409,6 +583,9 @@ SETTINGS = [
     {"negatives": "wrong", "order": "greedy"},
     {"negatives": "wrong", "head": False, "peer": 0.0},
     {"goodness": "l2", "norm": "unit", "temperature": 2.0, "label": "overlay"},
+    {"loss": "margin", "negatives": "all_wrong", "collaboration": "all", "head": False},
+    {"loss": "softmax", "goodness": "msq", "negatives": "all_wrong", "collaboration": "below"},
+    {"negatives": "hybrid", "order": "greedy", "collaboration": "below", "loss": "symba"},
 ]
 
 
@@ -430,6 +607,11 @@ def test_every_check_holds_with_other_settings(settings, check):
         ({"negatives": "hard", "head": False}, "they need head=true"),
         ({"negatives": "hard", "order": "greedy"}, "they need head=true"),
         ({"negatives": "none"}, "unknown negatives"),
+        ({"negatives": "hybrid", "head": False}, "hybrid need head=true"),
+        ({"loss": "hinge"}, "unknown loss over goodness 'hinge'"),
+        ({"temperature": 0.0}, "needs a temperature above 0"),
+        ({"collaboration": "above"}, "collaboration to be one of none, all, below; got 'above'"),
+        ({"collaboration": "all", "order": "greedy"}, "Use collaboration=below"),
     ],
 )
 def test_settings_that_do_not_fit_are_told(settings, told):
