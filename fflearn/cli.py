@@ -151,6 +151,12 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
         help="also run backprop on each network that a rule adapted",
     )
     parser.add_argument("--jobs", type=_whole, default=1, help="runs at the same time")
+    parser.add_argument(
+        "--from", dest="source", metavar="DIR", help="draw the records of DIR again; train nothing"
+    )
+    parser.add_argument(
+        "--against", metavar="DIR", help="with --from: how those differ from the records of DIR"
+    )
     _add_fields(parser)
     parser.set_defaults(run=_compare)
 
@@ -172,6 +178,10 @@ def _given(args: argparse.Namespace, *more: str) -> dict[str, Any]:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    if args.against is not None and args.source is None:
+        raise SpecError("--against needs --from: two folders of records.")
+    if args.source is not None:
+        return _redraw(args)
     from fflearn.comparison import compare, default_folder, table
     from fflearn.experiment import Experiment
 
@@ -189,6 +199,30 @@ def _compare(args: argparse.Namespace) -> int:
     records = compare(experiment, out=args.out, jobs=args.jobs, quiet=args.quiet)
     print(table(records))
     print(f"records: {Path(args.out) / 'records'}")
+    _report(args.out)
+    return 0
+
+
+def _report(folder: str) -> None:
+    from fflearn import report
+
+    if report.can_draw():
+        print(f"report: {report.write(report.read(folder), folder)}")
+    else:
+        print('for a report with figures, type: pip install "fflearn[plot]"')
+
+
+def _redraw(args: argparse.Namespace) -> int:
+    """The table and report of records that are there, or of two sets of them; nothing is trained."""
+    from fflearn import report
+    from fflearn.comparison import table
+
+    records = report.read(args.source)
+    if args.against is None:
+        print(table(records))
+        _report(args.source)
+        return 0
+    print(report.difference(records, report.read(args.against)))
     return 0
 
 

@@ -47,7 +47,8 @@ def compare(
         Where the resolved experiment and ``records/*.json`` go; finished records found there
         are taken as they are.  Default: nothing is written.
     jobs : int
-        Runs at the same time.  With more than one, times disturb each other.
+        Runs at the same time.  With more than one, times disturb each other: the records say so,
+        and no table shows them.
     quiet : bool
         False shows progress bars.
     **changes
@@ -94,7 +95,7 @@ def compare(
         return [record_of(run, data, folder, quiet) for run, data in runs]
     from joblib import Parallel, delayed
 
-    work = (delayed(record_of)(run, data, folder, True) for run, data in runs)
+    work = (delayed(record_of)(run, data, folder, True, contended=True) for run, data in runs)
     return list(Parallel(n_jobs=jobs, verbose=0 if quiet else 5)(work))
 
 
@@ -153,8 +154,13 @@ def engine_for(run: Run, data: Data, factor: float = 1.0) -> Any:
     )
 
 
-def record_of(run: Run, data: Data, folder: Path | None, quiet: bool) -> Record:
-    """The record of one run: found finished in ``folder``, or made now."""
+def record_of(
+    run: Run, data: Data, folder: Path | None, quiet: bool, contended: bool = False
+) -> Record:
+    """The record of one run: found finished in ``folder``, or made now.
+
+    ``contended`` says that other runs share the machine, and that its times are no measure.
+    """
     slug = run.slug(data.sha256)
     path = folder / "records" / f"{slug}.json" if folder is not None else None
     if path is not None and (found := _finished(path, run)):
@@ -175,7 +181,7 @@ def record_of(run: Run, data: Data, folder: Path | None, quiet: bool) -> Record:
         quiet=quiet,
         label=f"{run.label} seed {run.seed}",
     )
-    record = _record(run, data, progress, trials)
+    record = {**_record(run, data, progress, trials), "contended": contended}
     if path is not None:
         write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
     return record
@@ -325,13 +331,14 @@ def _row(label: str, found: list[Mapping[str, Any]], measures: list[str]) -> tup
     first = found[0]
     by = next(iter(first["metrics"]))
     floats = first["floats_per_sample"]
+    alone = [r["train_seconds"] for r in found if not r.get("contended")]
     angles = [a for r in found for a in r.get("gradient_angles", {}).values()]
     order = ["activity", *(c.value for c in Channel)]
     crossed = " + ".join(f"{floats[c]:.6g} {c}" for c in order if c in floats)
     return (
         label,
         *(_spread([r["metrics"][by][m] for r in found]) for m in measures),
-        f"{statistics.mean(r['train_seconds'] for r in found):.2f}",
+        f"{statistics.mean(alone):.2f}" if alone else "-",
         f"{max(r['peak_learning_bytes'] for r in found) / 1e6:.3f}",
         crossed or "none",
         f"{first['forward_passes']:.3g}",

@@ -34,7 +34,7 @@ SMALL |= {"rules": ("backprop", "ff", "dfa[scale=2]")}
 FIELDS = """rule label kind seed data data_sha256 data_notes net net_as_trained epochs samples_seen
 test_n measures test_accuracy accuracies metrics train_seconds compile_seconds peak_learning_bytes
 optimizer_bytes
-channels_declared floats_per_sample gradient_angles forward_passes weight_transport optimizer trials spec versions
+channels_declared floats_per_sample gradient_angles contended forward_passes weight_transport optimizer trials spec versions
 fingerprint curves"""
 
 
