@@ -9,10 +9,11 @@ import numpy as np
 
 from fflearn.base import Array, Batch, Channel, Key, LayerView, Params, Rule, Signals, Update
 from fflearn.errors import SpecError
-from fflearn.networks import Network
+from fflearn.networks import Network, network
+from fflearn.topology import leaves_of
 
 KINDS = ("msq", "ssq", "lin")
-NORMS = ("rms", "unit", "given")
+NORMS = ("rms", "unit", "batch", "group", "given")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class SingleForward(Rule):
         da = (softmax(g / T) - target)_k(j) / T * (d g_k / d y_j) * act'(a),   grad W = mean n(x)^T da
 
     One pass, no negatives: a layer learns as it fires, from its own activity and the label, and
-    nothing is sent down.  The layers' inputs are length-normalised, so that no layer can read
+    nothing is sent down.  The layers' inputs are normalised, so that no layer can read
     the goodness of the one below.  Output layers have one unit per class, whose goodness is the
     unit itself: there the loss is softmax cross-entropy.  A class's score is the sum over layers
     of softmax(g / T).  Unit j of n belongs to class floor(j C / n); places of an image share it.
@@ -33,7 +34,9 @@ class SingleForward(Rule):
     goodness : str
         g of a group: "msq" mean of y^2, "ssq" sum of y^2, "lin" mean of y.
     norm : str
-        n of every layer: "rms" or "unit", see `dense`; "given" keeps each layer's own.
+        n of every layer: "rms" or "unit", see `dense`; "given" keeps each layer's own.  "batch"
+        (CwC): a batch norm ends every hidden layer, before its goodness is taken.  "group"
+        (DeeperForward): a layer that reads another begins with a group norm, a group per class.
     temperature : float
         T > 0.
 
@@ -42,13 +45,17 @@ class SingleForward(Rule):
     Differs from the paper: classes are groups of a layer's units, where the paper adds a node
     per class to the graph and scores by the product with its activity; so the rule also trains
     layers without a graph, and a node's update needs no other node's label.  On graphs the
-    training mask is the sample weights.
+    training mask is the sample weights.  CwC: layers learn in the same step, not in turns.
+    DeeperForward: scale and shift of the group norm are learned, by the layer that it begins.
 
     References
     ----------
     Park, Yang, Lee et al. (2024), "Forward learning of graph neural networks" (ForwardGNN),
     ICLR 2024, arXiv:2403.11004, the single-forward approach.  Groups of units as class goodness:
-    Papachristodoulou et al. (2024), arXiv:2312.12668 (CwC).
+    Papachristodoulou et al. (2024), "Convolutional channel-wise competitive learning for the
+    Forward-Forward algorithm" (CwC), AAAI 2024, arXiv:2312.12668.  Mean goodness and group norm:
+    Sun, Zhang, He et al. (2025), "DeeperForward: enhanced Forward-Forward training for deeper and
+    better performance", ICLR 2025.
     """
 
     goodness: str = "msq"
@@ -77,17 +84,43 @@ class SingleForward(Rule):
 
     # -- the network this rule trains ------------------------------------------------------------
     def adapt(self, net: Network) -> Network:
-        def normalise(layer: Any) -> Any:
-            if hasattr(layer, "norm"):
-                return replace(layer, norm=self.norm)
-            if layer.weights:
-                raise SpecError(
-                    f"single_forward cannot normalise the input of {layer.spec()!r}. "
-                    f"Use norm=given, or a layer that has norm=."
-                )
-            return layer
+        if self.norm == "given":
+            return net
+        top = leaves_of(net.nodes, len(net.nodes) - 1)
+        classes = getattr(net.leaves[top[0]], "units", 1)
+        leaves: list[Any] = []
+        above_weights: list[bool] = []  # of each node: whether weights lie below it, or in it
+        for leaf, sources in net.nodes:
+            below = any(above_weights[s] for s in sources if s >= 0)
+            if leaf is not None:
+                layer = net.leaves[leaf]
+                leaves.append(self.normalised(layer, leaf in top, classes if below else 0))
+                below = below or bool(layer.weights)
+            above_weights.append(below)
+        drawn = iter(leaves)
+        return net.map(lambda _: next(drawn))
 
-        return net if self.norm == "given" else net.map(normalise)
+    def normalised(self, layer: Any, at_top: bool, groups: int) -> Any:
+        """A layer as this rule trains it; without groups, it reads the data."""
+        if not layer.weights:
+            return layer
+        if self.norm == "batch":
+            if getattr(layer, "activation", "") == "identity" and hasattr(layer, "bias"):
+                layer = replace(layer, bias=at_top)  # the batch norm would take it out again
+            return layer if at_top else one_unit(f"{layer.spec()} | batch_norm")
+        if self.norm == "group":
+            if not at_top and getattr(layer, "units", 0) % max(groups, 1):
+                raise SpecError(
+                    f"single_forward with norm=group needs as many units for every class: "
+                    f"{layer.spec()!r} for {groups} classes. Type another number of units."
+                )
+            return one_unit(f"group_norm groups={groups} | {layer.spec()}") if groups else layer
+        if not hasattr(layer, "norm"):
+            raise SpecError(
+                f"single_forward cannot normalise the input of {layer.spec()!r}. Use norm=given, "
+                f"or a layer that has norm=."
+            )
+        return replace(layer, norm=self.norm)
 
     def init(self, v: LayerView, key: Key, shared: Key) -> Params:
         if len(v.net_out) > 1:
@@ -152,3 +185,8 @@ class SingleForward(Rule):
     def belief(self, v: LayerView) -> Any:
         """softmax(g / T) of one layer, or None where it has nothing to learn."""
         return v.k.softmax(self.logits(v, v.trace.y)) if v.params else None
+
+
+def one_unit(spec: str) -> Any:
+    """Layers as one block."""
+    return network(f"block({spec})").body.items[0]

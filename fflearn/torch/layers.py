@@ -211,8 +211,9 @@ def _rms_norm(layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
 
 
 def _group_norm(layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    norm = functional.group_norm
-    a = norm(x.movedim(-1, 1), layer.groups, p["g"], p["b"], layer.eps).movedim(1, -1)
+    # Channels last and an input without gradient: torch 2.13's backward crashes on the CPU.
+    rows = x.movedim(-1, 1).contiguous()
+    a = functional.group_norm(rows, layer.groups, p["g"], p["b"], layer.eps).movedim(1, -1)
     return ACTIVATIONS[layer.activation](a)
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from fflearn.base import Batch
+from fflearn.base import Batch, Env
 from fflearn.checks import bench, learned
 from fflearn.engine import Engine
 from fflearn.errors import SpecError
+from fflearn.locality import poison
 from fflearn.registry import rule
 
 HIDDEN = "dense 17 relu | dense 13 tanh | dense 12 gelu"  # groups of 6, 6, 5 and 5, 4, 4 units
@@ -38,7 +39,6 @@ def local_loss(torch, y, target, weight, goodness, temperature):
 def assert_autograd(engine, state, batch, goodness, temperature):
     """Every layer's update is the gradient of its own loss, its input held constant."""
     torch = pytest.importorskip("torch")
-    from fflearn.base import Env
     from fflearn.torch.layers import LAYERS
 
     target = torch.tensor(batch.y)
@@ -47,8 +47,13 @@ def assert_autograd(engine, state, batch, goodness, temperature):
     for spec, layer, slots, update in zip(
         engine.specs, engine.net.leaves, state.params, updates, strict=True
     ):
-        p = {n: torch.tensor(a, requires_grad=True) for n, a in slots.items()}
+        p = {n: torch.tensor(a, requires_grad=n not in layer.buffers) for n, a in slots.items()}
         y = LAYERS[layer.kind](layer, p, x.detach(), Env(batch.side))
+        p = {n: a for n, a in p.items() if a.requires_grad}
+        if not p:
+            assert not update.grads
+            x = y
+            continue
         kind = "lin" if spec.is_output else goodness
         local_loss(torch, y, target, weight, kind, temperature).backward()
         assert set(update.grads) == set(p)
@@ -84,6 +89,88 @@ def test_places_of_a_sample_share_their_group(goodness):
     rng = np.random.default_rng(0)
     batch = Batch(rng.normal(size=(6, 4, 5)), np.eye(3)[[0, 1, 2, 0, 1, 2]])
     assert_autograd(engine, engine.init(0), batch, goodness, 1.0)
+
+
+NORMED = {
+    "batch": "block(dense 9 relu | batch_norm) | block(dense 12 bias=false | batch_norm) | dense 3",
+    "group": "dense 9 relu | block(group_norm groups=3 | dense 12) | "
+    "block(group_norm groups=3 | dense 3)",
+}
+IMAGES = {
+    "batch": "block(conv 6 relu | batch_norm) | max_pool | block(conv 9 tanh | batch_norm) | dense 3",
+    "group": "conv 6 relu | max_pool | block(group_norm groups=3 | conv 9 tanh) | "
+    "block(group_norm groups=3 | dense 3)",
+}
+
+
+def on_images(norm, net="conv 6 relu | max_pool 2 | conv 9 tanh | dense 3", **settings):
+    engine = Engine(
+        net,
+        rule("single_forward", norm=norm, **settings),
+        (6, 6, 2),
+        3,
+        dtype="float64",
+        backend="reference",
+    )
+    rng = np.random.default_rng(0)
+    batch = Batch(rng.normal(size=(5, 6, 6, 2)), np.eye(3)[[0, 1, 2, 0, 1]])
+    return engine, engine.init(0), batch
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_norms_of_the_channel_wise_papers_are_part_of_the_layers(norm):
+    dense = Engine("dense 9 relu | dense 12 | dense 3", rule("single_forward", norm=norm), (4,), 3)
+    assert dense.net.spec() == NORMED[norm]
+    assert on_images(norm)[0].net.spec() == IMAGES[norm]
+    both = Engine(
+        "residual(dense 6 relu; dense 6) | flatten | dense 3",
+        rule("single_forward", norm=norm),
+        (4,),
+        3,
+    )
+    assert (
+        both.net.spec()
+        == {
+            "batch": "residual(block(dense 6 relu | batch_norm); block(dense 6 bias=false | batch_norm))"
+            " | flatten | dense 3",
+            "group": "residual(dense 6 relu; dense 6) | flatten | block(group_norm groups=3 | dense 3)",
+        }[norm]
+    )
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("goodness", ["msq", "ssq", "lin"])
+@pytest.mark.parametrize("norm", ["rms", "batch", "group"])
+def test_channels_of_images_compete_by_autograd_of_each_layers_own_loss(norm, goodness):
+    engine, state, batch = on_images(norm, goodness=goodness)
+    assert_autograd(engine, state, batch, goodness, 1.0)
+
+
+@pytest.mark.torch
+def test_goodness_is_taken_after_pooling_and_batch_norm_inside_one_block():
+    # CwC's layer, convolution, relu, pooling, batch norm, is a block: goodness is on signed numbers.
+    net = "block(conv 6 relu | max_pool | batch_norm) | block(conv 9 relu | batch_norm) | dense 3"
+    engine, state, batch = on_images("given", net)
+    assert engine.net.spec() == net
+    assert_autograd(engine, state, batch, "msq", 1.0)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_with_these_norms_layers_are_as_local(norm):
+    made = bench(lambda: rule("single_forward", norm=norm), "dense 18 tanh | dense 12 relu")
+    report = poison(made)
+    assert report.ok and not report.depend, report.verdict
+
+
+def test_no_class_is_ahead_in_what_the_layer_above_reads():
+    # Mean goodness is taken out group by group: adding to a group of units changes nothing above.
+    engine, state, batch = on_images("group", goodness="lin")
+    k, (first, *_) = engine.kernels, engine.net.leaves
+    y = first.forward(k, state.params[0], batch.x, Env()).y
+    ahead = y + np.repeat([5.0, 0.0, -3.0], 2)
+    reader = engine.net.leaves[2]
+    found = [reader.forward(k, state.params[2], x, Env()).y for x in (y, ahead)]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-9, atol=1e-12)
 
 
 def graph(n=9, seed=0):
@@ -211,7 +298,7 @@ def test_scores_are_the_layers_beliefs_added_up():
     ("settings", "told"),
     [
         ({"goodness": "l2"}, "goodness to be one of msq, ssq, lin; got 'l2'"),
-        ({"norm": "none"}, "norm to be one of rms, unit, given; got 'none'"),
+        ({"norm": "none"}, "norm to be one of rms, unit, batch, group, given; got 'none'"),
         ({"temperature": 0.0}, "temperature above 0; got 0.0"),
         ({"temperature": float("nan")}, "temperature above 0"),
     ],
@@ -241,3 +328,8 @@ def test_networks_that_do_not_fit_are_told(net, in_shape, told):
         return
     with pytest.raises(SpecError, match=told):
         made()
+
+
+def test_groups_of_unlike_size_have_no_group_norm():
+    with pytest.raises(SpecError, match="as many units for every class: 'dense 5' for 3 classes"):
+        Engine("dense 6 | dense 5 | dense 3", rule("single_forward", norm="group"), (4,), 3)
