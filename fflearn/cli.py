@@ -115,6 +115,11 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("rule", help="name of a rule, or path of a file with one")
     check.set_defaults(run=_check)
 
+    audit = commands.add_parser("audit", help="measure what each layer's update is made of")
+    audit.add_argument("rules", nargs="?", type=_rules_list, help="default: every rule")
+    audit.add_argument("--json", action="store_true", help="everything measured, as JSON")
+    audit.set_defaults(run=_audit)
+
     doctor = commands.add_parser("doctor", help="what this machine can run, and what is missing")
     doctor.add_argument("--json", action="store_true", help="as JSON")
     doctor.set_defaults(run=_doctor)
@@ -319,6 +324,15 @@ def _check(args: argparse.Namespace) -> int:
     failed = sum(verdict != "ok" for _, verdict in results)
     print(f"{len(results) - failed} of {len(results)} checks passed")
     return 1 if failed else 0
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from fflearn import registry
+    from fflearn.audit import audit, table
+
+    found = [audit(rule) for rule in args.rules or registry.names()]
+    print(json.dumps([a.to_dict() for a in found], indent=1) if args.json else table(found))
+    return 0 if all(a.ok for a in found) else 1
 
 
 def _doctor(args: argparse.Namespace) -> int:
