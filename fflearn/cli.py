@@ -210,9 +210,13 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _report(folder: str) -> None:
     from fflearn import report
+    from fflearn.audit import keep_audits
 
     if report.can_draw():
-        print(f"report: {report.write(report.read(folder), folder)}")
+        records = report.read(folder)
+        keep_audits(dict.fromkeys(r["label"] for r in records if r["kind"] == "rule"), folder)
+        found = report.write(records, folder, audits=report.read_audits(folder))
+        print(f"report: {found}")
     else:
         print('for a report with figures, type: pip install "fflearn[plot]"')
 

@@ -7,9 +7,12 @@ the same, bit for bit (``replay``).  What it proves, and what not: docs/locality
 
 from __future__ import annotations
 
+import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +22,11 @@ from fflearn.audit.replay import AUTOGRAD, Mail, replayed
 from fflearn.audit.transcript import Transcript
 from fflearn.base import DOWNWARD
 from fflearn.checks import CHAIN, Bench, learned, samples
-from fflearn.errors import LocalityError
+from fflearn.errors import LocalityError, ShapeError, SpecError
 from fflearn.locality import blind_change, of_layer, poison
 from fflearn.random import Key
 from fflearn.registry import Variant
+from fflearn.state import write_atomically
 from fflearn.training import make_engine
 
 STEPS_BEFORE = 2  # what a rule keeps between steps in the wrong place shows in the third
@@ -280,6 +284,24 @@ def _influence(tried: Bench) -> np.ndarray:
     return table
 
 
+def keep_audits(rules: Iterable[str], folder: str | Path) -> None:
+    """Write an audit of each rule into ``audit/`` of a folder, unless it is there.
+
+    A rule that cannot train the small network of an audit is left out.
+    """
+    folder = Path(folder) / "audit"
+    folder.mkdir(parents=True, exist_ok=True)
+    for rule in rules:
+        path = folder / (re.sub(r"[^\w.=+-]+", "_", rule) + ".json")
+        if path.exists():
+            continue
+        try:
+            found = audit(rule)
+        except (SpecError, ShapeError):
+            continue
+        write_atomically(path, (json.dumps(found.to_dict(), indent=1) + "\n").encode())
+
+
 def table(audits: Sequence[Audit]) -> str:
     """One row per rule, and below it whatever is wrong."""
     rows, wrong = [], []
@@ -301,4 +323,4 @@ def table(audits: Sequence[Audit]) -> str:
     return "\n".join([*lines, *([""] if wrong else []), *wrong])
 
 
-__all__ = ["Audit", "Layer", "audit", "table"]
+__all__ = ["Audit", "Layer", "audit", "keep_audits", "table"]

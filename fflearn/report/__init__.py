@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fflearn.errors import MissingExtra
-from fflearn.report.summary import difference, read
+from fflearn.report.summary import difference, read, read_audits
 from fflearn.run_files import writable
 from fflearn.state import write_atomically
 
-__all__ = ["can_draw", "difference", "read", "write"]
+__all__ = ["can_draw", "difference", "read", "read_audits", "write"]
 
 
 def can_draw() -> bool:
@@ -24,7 +24,10 @@ def can_draw() -> bool:
 
 
 def write(
-    records: Iterable[Mapping[str, Any]], folder: str | Path, target: float | None = None
+    records: Iterable[Mapping[str, Any]],
+    folder: str | Path,
+    target: float | None = None,
+    audits: Iterable[Mapping[str, Any]] = (),
 ) -> Path:
     """Write ``report.html`` and its figures as PNG and SVG (``figures/``) into a folder.
 
@@ -36,6 +39,8 @@ def write(
         Links to records assume that they are in ``records/`` there.
     target : float, optional
         Score whose cost is told; default 98 % of the best rule's, for each data set.
+    audits : iterable of dict
+        As `fflearn.audit.Audit.to_dict` gives them, or `read_audits` from files.
 
     Returns
     -------
@@ -54,7 +59,7 @@ def write(
     from fflearn.report.page import page
 
     folder = Path(folder)
-    text, figures = page(list(records), target)
+    text, figures = page(list(records), target, list(audits))
     writable(folder / "figures")
     for name, drawn in figures.items():
         write_atomically(folder / "figures" / f"{name}.svg", drawn.svg.encode())

@@ -256,6 +256,34 @@ class ProfileDisplay:
         return self
 
 
+@dataclass
+class InfluenceDisplay:
+    """Heat maps of audits: what each layer learns against the weights of each layer."""
+
+    audits: Sequence[Mapping[str, Any]]
+    ax_: Axes = field(init=False, repr=False)
+    figure_: Figure = field(init=False, repr=False)
+
+    def plot(self, ax: Axes | None = None) -> Self:
+        """Draw a map per rule, with one scale for all."""
+        columns = min(5, len(self.audits))
+        rows = math.ceil(len(self.audits) / columns)
+        figure = Figure(figsize=(6.4, 0.3 + 1.45 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for panel, a in zip(grid, self.audits, strict=False):
+            table = np.array([layer["influence"] for layer in a["layers"]])
+            shown = np.where(table > 0, np.log10(np.maximum(table, 1e-12)), np.nan)
+            image = panel.imshow(shown, cmap="viridis", vmin=-3, vmax=1)
+            panel.set_title(a["rule"][:24], fontsize=6)
+            panel.set(xticks=[], yticks=[])
+        for panel in grid[len(self.audits) :]:
+            panel.set_axis_off()
+        bar = figure.colorbar(image, ax=grid.tolist(), shrink=0.6, ticks=[-3, -2, -1, 0, 1])
+        bar.ax.set_yticklabels(["0.001", "0.01", "0.1", "1", "10"], fontsize=6)
+        self.ax_, self.figure_ = grid[0], figure
+        return self
+
+
 def _log(ax: Axes) -> None:
     """A logarithmic horizontal axis with plain numbers, few enough to be read."""
     ax.set_xscale("log")

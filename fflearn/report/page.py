@@ -35,7 +35,9 @@ class Value(NamedTuple):
     value: float | str = ""
 
 
-def page(records: Sequence[Record], target: float | None = None) -> tuple[str, dict[str, Drawn]]:
+def page(
+    records: Sequence[Record], target: float | None = None, audits: Sequence[Record] = ()
+) -> tuple[str, dict[str, Drawn]]:
     """The HTML and its figures by file name."""
     cells = cells_of(records)
     drawn: dict[str, Drawn] = {}
@@ -45,6 +47,8 @@ def page(records: Sequence[Record], target: float | None = None) -> tuple[str, d
     for i, cell in enumerate(cells):
         start = "" if len(cells) == 1 else f"{i + 1}-"
         body.append(_cell(cell, target if target is not None else cell.target, start, drawn))
+    if audits:
+        body.append(_audited(audits, drawn))
     body.append(_environment(records))
     own = files("fflearn.report")
     style, script = ((own / name).read_text(encoding="utf-8") for name in ("style.css", "sort.js"))
@@ -271,6 +275,37 @@ def _across(cells: Sequence[Cell], target: float | None, drawn: dict[str, Drawn]
         + '<p class="note">Ranks are of the rules that ran on every task.</p>'
         + _figure(drawn["profiles"], "Samples to each task's target: performance profiles.")
     )
+
+
+# -- locality, measured ------------------------------------------------------------------------------
+def _audited(audits: Sequence[Record], drawn: dict[str, Drawn]) -> str:
+    whole = [a for a in audits if not a["refused"]]
+    columns = list(whole[0]["verdict"]) if whole else []
+    rows = []
+    for a in whole:
+        same = sum(layer["replays"] for layer in a["layers"])
+        wrong = ", ".join(a["cheating"])
+        replay = f"{same} of {len(a['layers'])} layers" + (f"; not {wrong}" if wrong else "")
+        found = [Value(escape(v), v) for v in a["verdict"].values()]
+        rows.append([Value(escape(a["rule"]), a["rule"]), Value(escape(replay), same), *found])
+    about = (
+        f"<p>On a small network: <code>{escape(audits[0]['net'])}</code> or as each rule adapts it. "
+        "Replay: each layer alone in a fresh process, fed what it was sent, learns the same bits.</p>"
+    )
+    parts = ["<h2>Locality, measured</h2>", about, _table(["rule", "replay", *columns], rows)]
+    parts += [
+        f"<p>{escape(a['rule'])} was refused: {escape(a['refused'])}</p>"
+        for a in audits
+        if a["refused"]
+    ]
+    if whole:
+        drawn["influence"] = fig.drawn(fig.InfluenceDisplay(whole).plot().figure_)
+        caption = (
+            "Influence: how much what a layer learns (row) changes with the weights of each layer "
+            "(column), bottom layer first. Empty above the diagonal: it waits for nothing above it."
+        )
+        parts += [_figure(drawn["influence"], caption)]
+    return "\n".join(parts)
 
 
 # -- how to do it again -------------------------------------------------------------------------------

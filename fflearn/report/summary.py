@@ -42,6 +42,12 @@ def read(folder: str | Path) -> list[Record]:
     return sorted(records, key=lambda r: (r["data"], r["net"], r["order"][1], *r["order"]))
 
 
+def read_audits(folder: str | Path) -> list[Record]:
+    """The audits that were kept with a comparison; none is no mistake."""
+    paths = sorted((Path(folder) / "audit").glob("*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
 @dataclass(frozen=True)
 class Group:
     """One rule on one data set and network: its records by seed."""

@@ -168,6 +168,27 @@ def test_probes_have_a_panel_for_each_rule_that_has_them(records):
     assert list(line.get_ydata()) == dfa
 
 
+def test_audits_are_kept_with_the_records_and_shown(folder):
+    kept = report.read_audits(folder)
+    assert [a["rule"] for a in kept] == RULES and all(a["ok"] for a in kept)
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    (table,) = (t for t in Page(text).tables if "update locking" in t[0])
+    assert [row[0] for row in table[1:]] == RULES
+    assert {row[1] for row in table[1:]} == {"4 of 4 layers"}
+    locking, transport = (table[0].index(n) for n in ("update locking", "weight transport"))
+    assert [row[transport] for row in table[1:]] == ["yes", "no", "no"]
+    assert table[1][locking] == "yes"
+    assert (folder / "figures" / "influence.svg").is_file()
+
+
+def test_influence_maps_have_a_cell_for_every_pair_that_matters():
+    layers = [{"influence": row} for row in ([0.5, 0.0], [2.0, 0.1])]
+    display = figures.InfluenceDisplay([{"rule": "x", "layers": layers}]).plot()
+    shown = display.ax_.images[0].get_array().filled(float("nan"))
+    assert shown[0, 0] == pytest.approx(-0.30103) and shown[1, 0] == pytest.approx(0.30103)
+    assert shown[0, 1] != shown[0, 1]
+
+
 # ---- reading and redrawing -------------------------------------------------------------------------
 
 
