@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fflearn import __version__
 from fflearn.base import Channel
 from fflearn.report import figures as fig
 from fflearn.report.figures import Drawn
@@ -329,7 +328,7 @@ def _environment(records: Iterable[Mapping[str, Any]]) -> str:
         "<h2>To do it again</h2><p>The folder's <code>experiment.toml</code> holds every setting: "
         "<code>fflearn compare experiment.toml</code>. Where no rule was given settings of its own, "
         f"this is the same:</p><p><code>{escape(shlex.join(command))}</code></p>"
-        f"<h3>Environment</h3><dl>{rows}<dt>fflearn</dt><dd>{__version__}</dd></dl>"
+        f"<h3>Environment</h3><dl>{rows}</dl>"
     )
 
 
