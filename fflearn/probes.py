@@ -16,6 +16,7 @@ import numpy as np
 
 from fflearn import registry
 from fflearn.base import Array, Batch, LayerView, Rule, Update
+from fflearn.emergence import hoyer
 from fflearn.engine import Engine
 from fflearn.errors import SpecError
 from fflearn.registry import Variant
@@ -93,6 +94,16 @@ def effective_rank(v: LayerView, u: Update, g: Update | None) -> float | None:
     return float(np.exp(-(p * np.log(p)).sum())) if len(p) else 0.0
 
 
+def hoyer_sparsity(v: LayerView, u: Update, g: Update | None) -> float | None:
+    """Mean of Hoyer's sparsity over samples and places, without those where all units are 0."""
+    y = _activity(v)
+    if y is None or y.shape[1] < 2:
+        return None
+    found = hoyer(y)
+    there = np.isfinite(found)
+    return float(found[there].mean()) if there.any() else None
+
+
 def _activity(v: LayerView) -> Array | None:
     """(samples times places, units) of the pass "x" in float64; None where it left no trace."""
     if "x" not in v.traces or not np.ndim(y := v.traces["x"].y) > 1:
@@ -110,6 +121,7 @@ PROBES: dict[str, Probe] = {
         gradient_sign_agreement,
         dead_units,
         effective_rank,
+        hoyer_sparsity,
     )
 }
 

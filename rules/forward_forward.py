@@ -69,7 +69,8 @@ class ForwardForward(Rule):
         Label embedding ("auto", "overlay", "append", "channel") and the value it writes.
     peer : float
         Strength of peer normalisation: pulls each unit's running mean activity towards the
-        layer's, so that no unit stays dead.
+        layer's, so that no unit stays dead.  Made for "ssq": the slopes of "msq" are as much
+        smaller as the layer has units, and the pull drowns them.
     head : bool
         Whether there is a softmax head; without, prediction is by goodness alone.
     head_lr, head_weight_decay : float
@@ -113,7 +114,7 @@ class ForwardForward(Rule):
     variants: ClassVar = {
         "unsupervised": {"negatives": "hybrid"},
         "collaboration": {"collaboration": "all"},
-        "symba": {"loss": "symba", "goodness": "msq", "temperature": 0.25},
+        "symba": {"loss": "symba", "goodness": "msq", "temperature": 0.25, "peer": 0.0},
     }
 
     def __post_init__(self) -> None:
@@ -289,7 +290,7 @@ class ForwardForward(Rule):
             return m._replace(x=np.broadcast_to(nothing, (len(m.x), *v.out_shape)))
         up = super().forward(v, m, s)
         if v.learns:
-            v.state["surplus"] = self.measure.of(v.k, up.x) - self.threshold(v)
+            v.state["surplus"] = self.gauge.of(v.k, up.x) - self.threshold(v)
         return up
 
     def update(self, v: LayerView, s: Signals) -> Update:
@@ -307,7 +308,7 @@ class ForwardForward(Rule):
         blocks = (1 + again, -1)
         losses, du = self.objective(v.k, u.reshape(blocks), s.phase.reshape(blocks))
         v.report("loss", v.mean(losses))
-        da = v.act_vjp(t, self.measure.vjp(v.k, du.ravel(), t.y))
+        da = v.act_vjp(t, self.gauge.vjp(v.k, du.ravel(), t.y))
         if not self.peer:
             return Update(v.param_vjp(t, da))
         n = len(t.y) // (1 + again)
@@ -317,7 +318,7 @@ class ForwardForward(Rule):
         return Update(v.param_vjp(t, da), aux_assign={"mean_activity": mean})
 
     @property
-    def measure(self) -> Goodness:
+    def gauge(self) -> Goodness:
         """What goodness is."""
         return Goodness(self.goodness)
 
@@ -359,4 +360,4 @@ class ForwardForward(Rule):
     def _score(self, v: LayerView) -> Any:
         if self.is_head(v) or not v.learns:
             return None
-        return self.measure.of(v.k, v.traces["score"].y)
+        return self.gauge.of(v.k, v.traces["score"].y)
