@@ -92,6 +92,21 @@ def normal(static: int, step: int, shape: Shape, dtype=np.float32) -> np.ndarray
     return out.reshape(-1)[:n].reshape(shape)
 
 
+@functools.lru_cache(maxsize=32)
+def sobol_bits(points: int, n: int) -> np.ndarray:
+    """The first Sobol points in n dimensions times 2**32, uint32 (points, n).
+
+    Dimensions beyond the 21201 that have directions use the first ones again.
+    """
+    from scipy.stats import qmc
+
+    if points < 1 or points & (points - 1):
+        raise ValueError(f"Sobol points need to be a power of 2; got {points}.")
+    drawn = qmc.Sobol(min(n, qmc.Sobol.MAXDIM), scramble=False, bits=32)
+    bits = (drawn.random(points) / scalars.WORD_UNIT).astype(np.uint32)
+    return bits[:, np.arange(n) % bits.shape[1]]
+
+
 def size(shape: Shape) -> int:
     """Number of elements of a shape."""
     return shape if isinstance(shape, int) else math.prod(shape)
@@ -188,6 +203,29 @@ class Key:
         """Standard normal numbers."""
         draw = normal if self.k is None else self.k.normal
         return draw(self.static(), self.step, shape, dtype)
+
+    def sobol(self, points: int, rows: int, n: int, dtype=np.float32) -> np.ndarray:
+        """Standard normal numbers that fill n dimensions more evenly than independent ones.
+
+        The first ``points`` Sobol points, a power of 2, through the inverse normal distribution.
+        Each row gets them with a random digital shift of its own, by which every number is as
+        good as normal, and rows are independent; the points of one row are not.
+
+        Returns
+        -------
+        ndarray, shape (points, rows, n)
+
+        References
+        ----------
+        Sobol' (1967), USSR Comput. Math. Math. Phys. 7(4); directions of Joe, Kuo (2008), SIAM J.
+        Sci. Comput. 30(5).  Digital shift: L'Ecuyer, Lemieux (2002), "Recent advances in
+        randomized quasi-Monte Carlo methods", sec. 2.
+        """
+        from scipy.special import ndtri  # comes with scikit-learn; slow to import
+
+        shift = self.words(rows * n).reshape(rows, n)
+        bits = sobol_bits(points, n)[:, None] ^ shift
+        return ndtri((bits + 0.5) * scalars.WORD_UNIT).astype(real(dtype))
 
     def rademacher(self, shape: Shape, dtype=np.float32) -> np.ndarray:
         """-1 or +1 with equal probability: element i is bit i % 32 of word i // 32."""

@@ -30,8 +30,9 @@ class Recurrent(Layer):
 
         zx_t = x_t Wx + b,   zh_t = h_{t-1} Wh,   state_t = cell(zx_t, zh_t, state_{t-1})
 
-    with state 0 at first.  ``a`` is the state h itself and the activation the identity; noise is
-    added to ``a`` after the pass.
+    with state 0 at first.  ``a`` is the state h itself and the activation the identity.  Noise is
+    added to ``a`` after the pass; where each time step is a unit of credit of its own
+    (credit=step, all states), after each step, and the noisy state goes on.
 
     Parameters
     ----------
@@ -124,13 +125,16 @@ class Recurrent(Layer):
         zx = _each_time(k.matmul, x, p["Wx"]) + p["b"]
         state = self._zeros(x)
         states, inner = [], Unrolled([], [])
+        within = self.credit == "step" and not self.last
         for at in range(x.shape[1]):
             inner.before.append(state[0])
             state, kept = self.cell(k, zx[:, at], k.matmul(state[0], p["Wh"]), state)
             inner.kept.append(kept)
+            if noise is not None and within:
+                state = (state[0] + noise[:, at], *state[1:])
             states.append(state[0])
         a = states[-1] if self.last else np.stack(states, axis=1)
-        if noise is not None:
+        if noise is not None and not within:
             a = a + noise
         return Trace(x, a, a, p, inner)
 
