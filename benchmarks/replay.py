@@ -1,4 +1,4 @@
-"""Run the recipes of docs/results.md again and write the page: ``python -m benchmarks.replay``.
+"""Run the recipes of docs/results.md again and write the pages: ``python -m benchmarks.replay``.
 
 Records go to ``benchmarks/results/<recipe>/records``; finished ones found there are kept, so an
 interrupted replay goes on where it stopped.
@@ -10,7 +10,7 @@ import argparse
 import sys
 from dataclasses import replace
 
-from benchmarks import results
+from benchmarks import results, which_rule
 from benchmarks.results import Recipe
 from fflearn.comparison import compare
 from fflearn.errors import SpecError
@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
                 folder = results.RESULTS / recipe.name
                 compare(recipe.experiment, out=folder, jobs=options.jobs, quiet=False)
                 results.write()
+                which_rule.write()
     except SpecError as mistake:
         print(mistake, file=sys.stderr)
         return 2

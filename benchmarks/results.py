@@ -287,7 +287,7 @@ def section(recipe: Recipe, records: Iterable[Record]) -> str:
             parts += [f"### {cell.experiment.data}: `{cell.experiment.resolved(10).net}`"]
         if rows:
             head = [*HEAD, "test loss"] if rows[0].losses else HEAD
-            parts += [_markdown([head, *(row.cells() for row in rows)])]
+            parts += [markdown([head, *(row.cells() for row in rows)])]
         parts += [row.explanation() for row in rows if row.shortfall]
     parts += [probed(name, cells, found) for name in e.probes]
     return "\n\n".join(parts)
@@ -316,11 +316,12 @@ def probed(name: str, cells: Sequence[Recipe], found: Sequence[Sequence[Row]]) -
     ]
     return (
         f"{name.replace('_', ' ')} by layer, seed {cells[0].experiment.seeds[0]}:\n\n"
-        + _markdown([head, *lines])
+        + markdown([head, *lines])
     )
 
 
-def _markdown(table: Sequence[Sequence[str]]) -> str:
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head."""
     head, *rows = table
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
