@@ -94,7 +94,7 @@ class TorchEngine:
         self.in_shape = twin.in_shape
         self.out_shape, self.n_classes, self.dtype = twin.out_shape, n_classes, dtype
         self.threads, self.given, self.backend = threads, twin.given, "torch"
-        self.optimizer, self.objective = twin.optimizer, twin.objective
+        self.optimizer, self.objective, self.task = twin.optimizer, twin.objective, task
         self.settings_at = twin.settings_at
         self._loss = _known(LOSSES, self.objective.kind, "objective")
         self._new_optimizer = _known(OPTIMIZERS, self.optimizer.name, "optimizer")

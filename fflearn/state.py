@@ -46,6 +46,9 @@ class Slots(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._arrays)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Slots, (self._arrays,)  # the views of a copy are views of the copy
+
 
 @dataclass
 class State:

@@ -312,6 +312,17 @@ def _identity(
     engine: Any, data: Data, epochs: int, batch_size: int, patience: int
 ) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued or used, as JSON gives it back."""
+    given = {
+        "data_sha256": data.sha256,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "patience": patience,
+    }
+    return {**described(engine, data.classes), **given}
+
+
+def described(engine: Any, classes: tuple[str, ...]) -> dict[str, Any]:
+    """What `engine_of` makes an engine from again, as JSON gives it back."""
     rule = registry.name_of(engine.rule)
     identity = {
         "rule": rule,
@@ -319,16 +330,12 @@ def _identity(
         "net": engine.given.spec(),
         "in_shape": engine.in_shape,
         "n_classes": engine.n_classes,
-        "classes": data.classes,
-        "task": data.task,
+        "classes": classes,
+        "task": engine.task,
         "objective": engine.objective.kind,
         "optimizer": engine.optimizer.settings(),
         "dtype": engine.dtype,
         "backend": engine.backend,
-        "data_sha256": data.sha256,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "patience": patience,
         **source(rule),
     }
     return json.loads(json.dumps(identity))
@@ -346,23 +353,28 @@ def restored(path: str | Path) -> tuple[Any, State]:
     if not isinstance(run, dict):
         raise CheckpointError(f"{path} does not say which run it belongs to.")
     try:
-        engine = make_engine(
-            run["net"],
-            Variant(run["rule"], _tuples(run["params"])),
-            tuple(run["in_shape"]),
-            run["n_classes"],
-            optimizer=optimizer_by_name(**_tuples(run["optimizer"])),
-            objective=run["objective"],
-            task=run["task"],
-            dtype=run["dtype"],
-        )
-        named = len(run["classes"])
+        engine, named = engine_of(run), len(run["classes"])
     except (AttributeError, KeyError, TypeError) as e:
         raise CheckpointError(f"{path} is damaged: its description of the run ({e}).") from e
     if named not in (0, engine.n_classes):
         raise CheckpointError(f"{path} is damaged: {named} names of {engine.n_classes} classes.")
     check_same_arrays(engine.init(0).arrays(), state.arrays(), str(path))
     return engine, state
+
+
+def engine_of(run: dict[str, Any], **options: Any) -> Any:
+    """The engine that `described` described; ``options`` are further ones of `make_engine`."""
+    return make_engine(
+        run["net"],
+        Variant(run["rule"], _tuples(run["params"])),
+        tuple(run["in_shape"]),
+        run["n_classes"],
+        optimizer=optimizer_by_name(**_tuples(run["optimizer"])),
+        objective=run["objective"],
+        task=run["task"],
+        dtype=run["dtype"],
+        **options,
+    )
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
