@@ -256,6 +256,7 @@ def _record(run: Run, data: Data, progress: Progress, trials: list[Record]) -> R
         "accuracies": {by: m["accuracy"] for by, m in metrics.items() if "accuracy" in m},
         "metrics": metrics,
         "train_seconds": progress.train_seconds,
+        "joules": (progress.curves.get("joules") or [None])[-1],
         "compile_seconds": progress.compile_seconds,
         "peak_learning_bytes": progress.ledger.peak_bytes,
         "optimizer_bytes": sum(a.nbytes for slots in state.opt for a in slots.values()),

@@ -14,6 +14,7 @@ EXTRAS = {  # extra -> (module that shows it is there, what it is for)
     "torch": ("torch", "the reference path, rule 'torch'"),
     "gpu": ("cupy", "the backend 'cuda'"),
     "data": ("pooch", "downloading MNIST, Fashion-MNIST, KMNIST and CIFAR-10"),
+    "plot": ("matplotlib", "the report of a comparison"),
     "test": ("pytest", "running the tests"),
 }
 

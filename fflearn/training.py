@@ -16,6 +16,7 @@ from fflearn import registry
 from fflearn.base import Ledger, Rule
 from fflearn.data import Data
 from fflearn.data import load as load_data
+from fflearn.energy import EnergyMeter
 from fflearn.engine import Engine
 from fflearn.errors import CheckpointError, DivergenceError, SpecError
 from fflearn.experiment import OBJECTIVES, source, whole
@@ -38,7 +39,7 @@ class Progress:
     curves : dict of str to list
         "epoch", "loss" (mean over the epoch's steps), the first of the data's measures, as
         "accuracy" (held-out part; None where not evaluated), and "seconds" (training alone, so
-        far), and the probes' "name/layer index" (None where not measured).
+        far), "joules" (None where no counter can be read), and the probes' "name/layer index".
     best : tuple of (float, int)
         Best of that measure on the held-out part, and its epoch.
     finished : bool
@@ -217,9 +218,10 @@ def fit(
         second, run.ledger = _rehearsed(run, batches)
         if not run.finished:
             run.compile_seconds += max(0.0, first - second)
+        meter = EnergyMeter()
         with _bar(run, batches, quiet) as bar:
             while not run.finished:
-                _epoch(run, batches, bar)
+                _epoch(run, batches, bar, meter)
                 last = run.epoch == epochs
                 due = last or run.epoch % evaluate_every == 0
                 _evaluate(run, due)
@@ -242,10 +244,11 @@ def _bar(run: Progress, batches: Any, quiet: bool) -> Any:
     return tqdm(**steps, desc=run.label, disable=quiet or None, leave=False)
 
 
-def _epoch(run: Progress, batches: Any, bar: Any) -> None:
+def _epoch(run: Progress, batches: Any, bar: Any, meter: EnergyMeter) -> None:
     engine, state = run.engine, run.state
     good, losses = state.copy(), []
     seconds = run.train_seconds
+    meter.joules()  # what evaluation took before does not count
     with np.errstate(all="ignore"):  # what overflows is found below, and raised
         for step in range(state.step, (run.epoch + 1) * batches.steps_per_epoch):
             start = time.perf_counter()
@@ -263,6 +266,9 @@ def _epoch(run: Progress, batches: Any, bar: Any) -> None:
     run.curves["epoch"].append(run.epoch + 1)
     run.curves["loss"].append(sum(losses) / len(losses))
     run.curves["seconds"].append(seconds)
+    spent, curve = meter.joules(), run.curves.setdefault("joules", [])
+    so_far = curve[-1] if curve else 0.0
+    curve.append(None if spent is None or so_far is None else so_far + spent)
 
 
 def _diverged(run: Progress, good: State, step: int) -> None:

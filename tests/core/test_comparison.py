@@ -32,16 +32,17 @@ NET = "dense 8 relu | dense 3"
 SMALL = {"data": "blobs.csv", "net": NET, "epochs": 2, "batch_size": 16, "seeds": (0, 1)}
 SMALL |= {"rules": ("backprop", "ff", "dfa[scale=2]")}
 FIELDS = """rule label kind seed data data_sha256 data_notes net net_as_trained epochs samples_seen
-test_n measures test_accuracy accuracies metrics train_seconds compile_seconds peak_learning_bytes
+test_n measures test_accuracy accuracies metrics train_seconds joules compile_seconds peak_learning_bytes
 optimizer_bytes
 channels_declared floats_per_sample gradient_angles contended forward_passes weight_transport optimizer trials spec versions
 fingerprint curves"""
 
 
 def unmeasured(record):
-    """A record without what a clock measured."""
-    kept = {n: v for n, v in record.items() if n not in ("train_seconds", "compile_seconds")}
-    return {**kept, "curves": {n: v for n, v in record["curves"].items() if n != "seconds"}}
+    """A record without what a clock or a counter measured."""
+    measured = ("train_seconds", "compile_seconds", "seconds", "joules", "contended")
+    kept = {n: v for n, v in record.items() if n not in measured}
+    return {**kept, "curves": {n: v for n, v in record["curves"].items() if n not in measured}}
 
 
 def refuse_to_train(monkeypatch):
