@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import numpy as np
 
 from fflearn.base import Batch, Channel, Key, LayerView, Params, Rule, Signals, Update
 
@@ -24,6 +27,7 @@ class FA(Rule):
     short: ClassVar = ("feedback_alignment",)
     citation: ClassVar = "Lillicrap et al. (2016), Nat. Commun. 7, 13276"
     optimizer: ClassVar = {"name": "adam", "lr": 3e-3}
+    probes: ClassVar = ("feedback_angle",)
 
     def init(self, v: LayerView, key: Key, shared: Key) -> Params:
         return {} if v.is_input else v.draw_weights(key.fold("B"))
@@ -40,3 +44,11 @@ class FA(Rule):
 
     def update(self, v: LayerView, s: Signals) -> Update:
         return Update(v.param_vjp(v.trace, v.state["da"]))
+
+    def feedback_angle(self, v: LayerView, u: Update) -> float:
+        """Degrees between B and W over all matrices of a layer; nan where nothing goes down."""
+        if not v.aux:
+            return math.nan
+        b, w = (np.concatenate([np.ravel(a[n]) for n in v.aux]) for a in (v.aux, v.params))
+        b, w = b.astype(np.float64), w.astype(np.float64)
+        return math.degrees(math.acos(np.clip(b @ w / math.sqrt((b @ b) * (w @ w)), -1, 1)))

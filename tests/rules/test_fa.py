@@ -10,6 +10,7 @@ from fflearn.checks import BRANCHES, CHAIN, bench, learned
 from fflearn.engine import Engine
 from fflearn.errors import LocalityError, SpecError
 from fflearn.optim import optimizer
+from fflearn.probes import Probing
 from fflearn.random import Key
 from fflearn.registry import rule
 
@@ -110,3 +111,19 @@ def test_its_own_weights_are_no_feedback_weights():
         engine.step(state, batch)
     with pytest.raises(SpecError, match=r"no parameter 'scale' \(it has: none\)"):
         rule("fa", scale=2.0)
+
+
+def test_the_feedback_angle_is_right_at_first_and_falls_as_it_learns():
+    engine, state, batch = bench(lambda: rule("fa"), "dense 64 tanh | dense 64 tanh")
+    probing = Probing(engine, batch, ["feedback_angle"])
+    start = probing.measure(state)
+    assert start["feedback_angle/0"] is None  # it sends nothing down
+    assert all(75 < start[f"feedback_angle/{i}"] < 105 for i in (1, 2))
+    for _ in range(100):
+        engine.step(state, batch)
+    assert probing.measure(state)["feedback_angle/2"] < start["feedback_angle/2"] - 10
+    state.aux[1]["W"] = 3 * state.params[1]["W"]
+    state.aux[2]["W"] = -state.params[2]["W"]
+    found = probing.measure(state)
+    assert found["feedback_angle/1"] == pytest.approx(0, abs=1e-5)
+    assert found["feedback_angle/2"] == pytest.approx(180, abs=1e-5)
