@@ -36,6 +36,8 @@ FIELDS: tuple[tuple[str, str, str, str], ...] = (
     ("--weight-decay", "weight_decay", "numbers", "one number, or one per epoch: 0.03,1e-4"),
     ("--schedule", "schedule", "text", "constant, cosine, halves, step:20,30:0.5"),
     ("--patience", "patience", "whole", "stop early after so many epochs without improvement"),
+    ("--budget-seconds", "budget_seconds", "number", "stop a run after so much training time"),
+    ("--budget-samples", "budget_samples", "whole", "stop a run after so many training samples"),
     ("--evaluate-every", "evaluate_every", "whole", "epochs between two points of the curves"),
     ("--probes", "probes", "texts", "measured of each layer: gradient_angle,dead_units,..."),
     ("--backend", "backend", "text", "numba, reference or cuda"),
@@ -236,7 +238,7 @@ def _redraw(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from fflearn.comparison import engine_for
+    from fflearn.comparison import budget_of, engine_for
     from fflearn.data import load
     from fflearn.experiment import Experiment
     from fflearn.run_files import FINAL
@@ -258,6 +260,7 @@ def _train(args: argparse.Namespace) -> int:
         seed=args.seed,
         patience=experiment.patience,
         evaluate_every=experiment.evaluate_every,
+        budget=budget_of(experiment),
         probes=experiment.probes,
         out=args.out,
         quiet=args.quiet,

@@ -24,7 +24,7 @@ from fflearn.fingerprint import fingerprint, versions
 from fflearn.probes import Probing
 from fflearn.run_files import writable
 from fflearn.state import write_atomically
-from fflearn.training import Progress, fit, make_engine, score
+from fflearn.training import Budget, Progress, fit, make_engine, score
 
 Record = dict[str, Any]
 
@@ -91,6 +91,11 @@ def compare(
         shown = whole_cell if len(cells) == 1 else experiment
         writable(folder / "records")
         write_atomically(folder / "experiment.toml", shown.dump().encode())
+    if jobs > 1 and experiment.budget_seconds:
+        raise SpecError(
+            "a budget in seconds needs the machine to itself: leave jobs at 1, or give a budget in "
+            "samples."
+        )
     if jobs == 1:
         return [record_of(run, data, folder, quiet) for run, data in runs]
     from joblib import Parallel, delayed
@@ -175,6 +180,7 @@ def record_of(
         seed=run.seed,
         patience=e.patience,
         evaluate_every=e.evaluate_every,
+        budget=budget_of(e),
         probes=e.probes,
         out=folder / "checkpoints" / slug if folder is not None else None,
         save_every_seconds=20.0,
@@ -185,6 +191,11 @@ def record_of(
     if path is not None:
         write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
     return record
+
+
+def budget_of(e: Experiment) -> Budget:
+    """What a run may spend."""
+    return Budget(e.budget_seconds or math.inf, e.budget_samples or math.inf)
 
 
 def _finished(path: Path, run: Run) -> Record | None:
@@ -248,8 +259,8 @@ def _record(run: Run, data: Data, progress: Progress, trials: list[Record]) -> R
         "data_notes": list(data.notes),
         "net": e.net,
         "net_as_trained": engine.net.spec(),
-        "epochs": progress.epoch,
-        "samples_seen": progress.epoch * progress.data.n_train,
+        "epochs": progress.curves["epoch"][-1],
+        "samples_seen": round(progress.curves["epoch"][-1] * progress.data.n_train),
         "test_n": data.test_n,
         "measures": list(data.measures),
         f"test_{measure}": first[measure],

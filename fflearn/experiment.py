@@ -33,6 +33,8 @@ OPTIMIZER_SETTINGS = ("optimizer", "lr", "momentum", "weight_decay", "schedule")
 # Learning rates to try, as factors of the given one: outward, so that few trials stay near it.
 TRIALS = (1.0, 3.0, 0.3, 10.0, 0.1, 30.0, 0.03, 100.0, 0.01)
 
+# Fields of later versions: where they are left alone, a record of before is found again.
+LATER = ("probes", "budget_seconds", "budget_samples")
 MOST_SEEDS = 1000  # what "how many seeds" can mean: a larger number was meant as a seed
 
 
@@ -72,6 +74,9 @@ class Experiment:
         Also run backprop on every network that a rule adapted.
     patience : int
         Stop after this many epochs without a better validation accuracy; 0 never stops early.
+    budget_seconds, budget_samples
+        What a run may spend in training before it stops, within an epoch if need be; schedules
+        go by ``epochs`` all the same.
     evaluate_every : int
         Epochs between two evaluations for the curves.
     probes : tuple of str
@@ -100,6 +105,8 @@ class Experiment:
     tune: int = 0
     adapted: bool = False
     patience: int = 0
+    budget_seconds: float | None = None
+    budget_samples: int | None = None
     evaluate_every: int = 1
     probes: tuple[str, ...] = ()
     backend: str = "numba"
@@ -117,6 +124,9 @@ class Experiment:
         for name in ("epochs", "batch_size", "threads", "evaluate_every"):
             whole(name, getattr(self, name), 1)
         whole("patience", self.patience, 0)
+        for name in ("budget_seconds", "budget_samples"):
+            if (given := getattr(self, name)) is not None and not given > 0:
+                raise SpecError(f"{name} needs a number above 0; got {given!r}.")
         if whole("tune", self.tune, 0) > len(TRIALS):
             raise SpecError(f"tune needs at most {len(TRIALS)} learning rates; got {self.tune}.")
         for seed in self.seeds:
@@ -309,7 +319,7 @@ class Run:
             "evaluate_every": e.evaluate_every,
             "backend": e.backend,
             "dtype": e.dtype,
-            **({"probes": e.probes} if e.probes else {}),
+            **{n: v for n in LATER if (v := getattr(e, n))},
             **source(self.variant.name),
         }
 

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,31 @@ from fflearn.registry import Variant
 from fflearn.run_files import RunFiles
 from fflearn.state import State, check_same_arrays
 from fflearn.state import load as load_state
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may spend before it stops, besides its epochs, which schedules go by.
+
+    Attributes
+    ----------
+    seconds : float
+        Of training steps alone.
+    samples : float
+        Shown in training; the last batch may go beyond.
+    """
+
+    seconds: float = math.inf
+    samples: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "samples"):
+            if not getattr(self, name) > 0:
+                raise SpecError(f"a budget needs {name} above 0; got {getattr(self, name)}.")
+
+    def spent(self, seconds: float, samples: float) -> bool:
+        """Whether the run has to stop."""
+        return seconds >= self.seconds or samples >= self.samples
 
 
 @dataclass
@@ -98,6 +123,7 @@ def train(
     threads: int = 1,
     patience: int = 0,
     evaluate_every: int = 1,
+    budget: Budget = Budget(),
     probes: Iterable[str] = (),
     out: str | Path | None = None,
     callbacks: Iterable[Callable[[Progress], bool | None]] = (),
@@ -122,6 +148,8 @@ def train(
         a better accuracy (R squared) on it.
     evaluate_every : int
         Epochs between two evaluations for the curves; the last epoch is always evaluated.
+    budget : Budget
+        Seconds or samples after which the run stops, within an epoch if need be.
     probes : iterable of str
         Names of `fflearn.probes`, measured on the first batch of the run where it is evaluated; in
         ``.curves`` as "name/layer index".
@@ -173,6 +201,7 @@ def train(
         seed=seed,
         patience=patience,
         evaluate_every=evaluate_every,
+        budget=budget,
         probes=probes,
         out=out,
         callbacks=callbacks,
@@ -189,6 +218,7 @@ def fit(
     seed: int,
     patience: int = 0,
     evaluate_every: int = 1,
+    budget: Budget = Budget(),
     probes: Iterable[str] = (),
     out: str | Path | None = None,
     save_every_seconds: float = 0.0,
@@ -208,7 +238,7 @@ def fit(
     batches, callbacks = data.batches(batch_size, seed), tuple(callbacks)
     engine.horizon = (batches.steps_per_epoch, epochs)
     run = Progress(engine, engine.init(seed), data, epochs)
-    identity = _identity(engine, data, epochs, batches.batch_size, patience)
+    identity = _identity(engine, data, epochs, batches.batch_size, patience, budget)
     run.state.meta |= {"run": identity}
     run.label = label or identity["rule"]
     probing = Probing(engine, batches.batch(0), probes)
@@ -221,8 +251,8 @@ def fit(
         meter = EnergyMeter()
         with _bar(run, batches, quiet) as bar:
             while not run.finished:
-                _epoch(run, batches, bar, meter)
-                last = run.epoch == epochs
+                spent = _epoch(run, batches, bar, meter, budget)
+                last = run.epoch == epochs or spent
                 due = last or run.epoch % evaluate_every == 0
                 _evaluate(run, due)
                 run.note(probing.measure(run.state) if due else {})
@@ -244,10 +274,11 @@ def _bar(run: Progress, batches: Any, quiet: bool) -> Any:
     return tqdm(**steps, desc=run.label, disable=quiet or None, leave=False)
 
 
-def _epoch(run: Progress, batches: Any, bar: Any, meter: EnergyMeter) -> None:
+def _epoch(run: Progress, batches: Any, bar: Any, meter: EnergyMeter, budget: Budget) -> bool:
+    """Train for an epoch, or until the budget is spent: then it is True."""
     engine, state = run.engine, run.state
     good, losses = state.copy(), []
-    seconds = run.train_seconds
+    seconds, spent = run.train_seconds, False
     meter.joules()  # what evaluation took before does not count
     with np.errstate(all="ignore"):  # what overflows is found below, and raised
         for step in range(state.step, (run.epoch + 1) * batches.steps_per_epoch):
@@ -261,14 +292,18 @@ def _epoch(run: Progress, batches: Any, bar: Any, meter: EnergyMeter) -> None:
             if len(batch.x) == batches.batch_size:
                 run.ledger = ledger
             bar.update()
+            if spent := budget.spent(seconds, state.step * batches.batch_size):
+                break
     if state.first_bad():
         _diverged(run, good, state.step - 1)
-    run.curves["epoch"].append(run.epoch + 1)
+    complete = state.step % batches.steps_per_epoch == 0
+    run.curves["epoch"].append(run.epoch + 1 if complete else state.step / batches.steps_per_epoch)
     run.curves["loss"].append(sum(losses) / len(losses))
     run.curves["seconds"].append(seconds)
-    spent, curve = meter.joules(), run.curves.setdefault("joules", [])
+    joules, curve = meter.joules(), run.curves.setdefault("joules", [])
     so_far = curve[-1] if curve else 0.0
-    curve.append(None if spent is None or so_far is None else so_far + spent)
+    curve.append(None if joules is None or so_far is None else so_far + joules)
+    return spent
 
 
 def _diverged(run: Progress, good: State, step: int) -> None:
@@ -315,7 +350,7 @@ def _shown(run: Progress) -> dict[str, str]:
 
 
 def _identity(
-    engine: Any, data: Data, epochs: int, batch_size: int, patience: int
+    engine: Any, data: Data, epochs: int, batch_size: int, patience: int, budget: Budget
 ) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued or used, as JSON gives it back."""
     given = {
@@ -323,6 +358,7 @@ def _identity(
         "epochs": epochs,
         "batch_size": batch_size,
         "patience": patience,
+        **({} if budget == Budget() else {"budget": [str(v) for v in astuple(budget)]}),
     }
     return {**described(engine, data.classes), **given}
 

@@ -507,3 +507,17 @@ def test_a_mistake_in_the_last_cell_shows_before_the_first_is_trained(tmp_path):
     with pytest.raises(ShapeError):
         compare(nets=["dense 10", "dense 8 | dense 3"], rules=["dfa"], out=tmp_path)
     assert not list(tmp_path.glob("records/*.json"))
+
+
+def test_records_say_what_a_budget_left(here):
+    (record,) = compare(
+        **{**SMALL, "rules": ["dfa"], "seeds": [0], "epochs": 9, "budget_samples": 100}
+    )
+    assert record["spec"]["budget_samples"] == 100
+    assert 100 <= record["samples_seen"] < 100 + record["spec"]["batch_size"]
+    assert record["curves"]["epoch"][-1] == record["epochs"] < 9
+
+
+def test_seconds_are_no_budget_for_runs_side_by_side(here):
+    with pytest.raises(SpecError, match="needs the machine to itself"):
+        compare(**SMALL, budget_seconds=1.0, jobs=2)

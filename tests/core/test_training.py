@@ -480,3 +480,39 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(here, data, 
 
 def test_train_is_public():
     assert fflearn.train is train
+
+
+# ---- budgets -----------------------------------------------------------------------------------------
+
+
+def test_a_budget_of_samples_ends_the_run_within_an_epoch(data):
+    steps, budget = data.batches(16, 0).steps_per_epoch, training.Budget(samples=16 * 7)
+    run = fit(data, epochs=5, budget=budget)
+    assert run.state.step == 7 > steps and run.finished
+    assert run.curves["epoch"] == [1, 7 / steps]
+    assert len(run.curves["accuracy"]) == 2 and run.curves["accuracy"][-1] is not None
+    assert same(run.state, fit(data, epochs=5, budget=budget).state)
+
+
+def test_a_budget_does_not_change_what_is_learned_before_it_ends(data):
+    whole = fit(data, epochs=2)
+    assert same(whole.state, fit(data, epochs=2, budget=training.Budget(samples=1e9)).state)
+
+
+def test_a_budget_of_seconds_counts_training_alone(data, monkeypatch):
+    now = iter(np.arange(1e5) / 4)  # a quarter of a second between any two looks at the clock
+    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(now)))
+    run = fit(data, epochs=50, budget=training.Budget(seconds=1.6))
+    assert run.state.step == 7 and run.train_seconds == pytest.approx(1.75)
+
+
+@pytest.mark.parametrize("wrong", [{"seconds": 0}, {"samples": -1}, {"seconds": math.nan}])
+def test_a_budget_of_nothing_is_refused(wrong):
+    with pytest.raises(SpecError, match="a budget needs"):
+        training.Budget(**wrong)
+
+
+def test_another_budget_is_another_run(data, tmp_path):
+    fit(data, epochs=3, out=tmp_path, budget=training.Budget(samples=40))
+    with pytest.raises(CheckpointError, match="another budget"):
+        fit(data, epochs=3, out=tmp_path, budget=training.Budget(samples=80))
