@@ -330,6 +330,11 @@ def test_networks_that_do_not_fit_are_told(net, in_shape, told):
         made()
 
 
+def test_data_are_not_group_normed_behind_a_flattening_either():
+    engine = Engine("flatten | dense 6 | dense 3", rule("single_forward", norm="group"), (2, 2), 3)
+    assert engine.net.spec() == "flatten | dense 6 | block(group_norm groups=3 | dense 3)"
+
+
 def test_groups_of_unlike_size_have_no_group_norm():
     with pytest.raises(SpecError, match="as many units for every class: 'dense 5' for 3 classes"):
         Engine("dense 6 | dense 5 | dense 3", rule("single_forward", norm="group"), (4,), 3)
