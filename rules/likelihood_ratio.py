@@ -28,10 +28,8 @@ CHOICES = {
     "noise": ("normal", "sobol"),
     "baseline": ("none", "clean", "copies"),
 }
-SIGNS = {
-    "+": 1,
-    "-": -1,
-}  # a pass is called by its sign and, layer by layer, the noisy layer's index
+# A pass is called by its sign and, layer by layer, the index of the noisy layer.
+SIGNS = {"+": 1, "-": -1}
 
 
 @dataclass(frozen=True)
