@@ -287,6 +287,11 @@ class LayerView:
         """The trace of the pass called "x"."""
         return self.traces["x"]
 
+    @property
+    def learned(self) -> Params:
+        """The parameters that gradients move: all but running statistics."""
+        return {n: p for n, p in self.params.items() if n not in self._layer.buffers}
+
     # -- the local calculus (no autograd) ------------------------------------------------------
     def forward(self, x: Any, *, noise: Any = None, params: Mapping[str, Any] | None = None):
         """(B, *in) -> Trace, with the own or the given parameters, noise (B, *out) on ``a``."""
@@ -388,11 +393,10 @@ class LayerView:
         return self._layer.weight_std(self.spec.in_shape)
 
     def noise_like_params(self, tag: str, draw: str = "normal") -> Params:
-        """Noise shaped as the parameters, "normal" or "rademacher": made at each call, not stored."""
+        """Noise shaped as what the layer learns, "normal" or "rademacher": made anew, not stored."""
         return {
             n: getattr(self.key.fold(tag, n), draw)(p.shape, p.dtype)
-            for n, p in self.params.items()
-            if n not in self._layer.buffers
+            for n, p in self.learned.items()
         }
 
     def report(self, name: str, value: Any) -> None:
@@ -427,7 +431,7 @@ class Rule:
     optimizer: ClassVar[Mapping[str, Any]] = {"name": "adam", "lr": 1e-3}  # default settings
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # label -> parameters, for `compare`
     predictors: ClassVar[tuple[str, ...]] = ("logits",)  # ways to predict; the first is default
-    probes: ClassVar[tuple[str, ...]] = ()  # own methods (view, update) -> float, see fflearn.probes
+    probes: ClassVar[tuple[str, ...]] = ()  # own methods (view, update) -> float: fflearn.probes
 
     # -- before training -------------------------------------------------------------------------
     def adapt(self, net: Network) -> Network:
@@ -473,6 +477,14 @@ class Rule:
     def step(self, bus: Bus, batch: Batch) -> dict[str, Any]:
         """The schedule: which sweeps, in what order.  Returns scalars to report, "loss" first."""
         raise NotImplementedError(f"{type(self).__name__} needs a step(bus, batch)")
+
+    def measure(self, bus: Bus, batch: Batch) -> tuple[Any, Array]:
+        """Half of a step that learns from numbers alone: the loss, and these (K,) in float64."""
+        raise NotImplementedError(f"{type(self).__name__} needs a measure(bus, batch)")
+
+    def learn(self, bus: Bus, numbers: Array) -> None:
+        """The other half: what `measure` found, here or elsewhere, goes to the layers."""
+        raise NotImplementedError(f"{type(self).__name__} needs a learn(bus, numbers)")
 
     def forward(self, v: LayerView, m: Message, s: Signals) -> Message:
         """What a layer does with the message from below; default: fire and keep the trace."""

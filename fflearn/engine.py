@@ -12,7 +12,7 @@ import numpy as np
 
 from fflearn import kernels as backends
 from fflearn import objectives
-from fflearn.base import Batch, Key, LayerSpec, LayerView, Ledger, Rule, Update
+from fflearn.base import Batch, Channel, Key, LayerSpec, LayerView, Ledger, Rule, Update
 from fflearn.bus import Bus
 from fflearn.data.kind import checked_task
 from fflearn.errors import DataError, SettingsWarning, ShapeError, SpecError
@@ -254,6 +254,32 @@ class Engine:
         state.step += 1
         return {**reported, **info}, ledger
 
+    def measure(self, state: State, batch: Batch) -> np.ndarray:
+        """The numbers (K,) that a step would learn from, float64; nothing changes.
+
+        With `learn` a step in two places: whoever holds the data sends K numbers, and whoever has
+        the state learns from them what `step` would have, to the bit.  For rules that send
+        layers nothing else; numbers of several batches may be averaged by their samples.
+        Running statistics stay where the data are.
+        """
+        self._needs_numbers_alone()
+        batch = self._checked_batch(batch)
+        with self.kernels.running(self.threads):
+            return self.rule.measure(self._bus(state, batch, False), batch)[1]
+
+    def learn(self, state: State, numbers: Any) -> None:
+        """One step from what `measure` found, here or elsewhere: no data, ``state`` changes."""
+        self._needs_numbers_alone()
+        numbers = np.asarray(numbers, np.float64)
+        if numbers.ndim != 1 or not np.isfinite(numbers).all():
+            raise DataError(
+                f"learning needs finite numbers (K,), as measure gives them; got an array of shape "
+                f"{numbers.shape}. Leave out what came from a batch that overflowed."
+            )
+        with self.kernels.running(self.threads):
+            self.rule.learn(self._bus(state, None, True), numbers)
+        state.step += 1
+
     def updates(self, state: State, batch: Batch, wire: type[Bus] = Bus) -> list[Update]:
         """What every layer would learn from a batch, without changing the state.
 
@@ -285,9 +311,8 @@ class Engine:
         variant = self.rule.variant(self.settings_at(state.step)[0], self.specs)
         program = (batch.x.shape, variant, batch.weight is None)
         ledger = None if program in self._counted else self._new_ledger(len(batch.x))
-        key = Key(state.seed).using(self.kernels).at(state.step).fold("step")
         with self.kernels.running(self.threads):
-            bus = wire(self, state, batch, key, train, variant, observe, ledger)
+            bus = self._bus(state, batch, train, observe, ledger, wire)
             info = dict(self.rule.step(bus, batch))
         info |= bus.reports()
         # A rule without a loss at the output is as good as its layers' own losses.
@@ -297,6 +322,28 @@ class Engine:
         if ledger is not None:
             self._counted[program] = ledger
         return info, self._counted[program]
+
+    def _needs_numbers_alone(self) -> None:
+        if self.rule.channels != {Channel.SCALAR}:
+            sent = ", ".join(sorted(c.value for c in self.rule.channels)) or "what layers see"
+            raise SpecError(
+                f"{type(self.rule).__name__} learns from the data ({sent}), not from a few numbers "
+                f"that could be sent. Take a rule whose only channel is SCALAR: zeroth_order."
+            )
+
+    def _bus(
+        self,
+        state: State,
+        batch: Batch | None,
+        train: bool,
+        observe: Callable[[LayerView, Update], None] | None = None,
+        ledger: Ledger | None = None,
+        wire: type[Bus] = Bus,
+    ) -> Bus:
+        """The wire of one step."""
+        key = Key(state.seed).using(self.kernels).at(state.step).fold("step")
+        variant = self.rule.variant(self.settings_at(state.step)[0], self.specs)
+        return wire(self, state, batch, key, train, variant, observe, ledger)
 
     def _new_ledger(self, samples: int) -> Ledger:
         size = sum(math.prod(spec.out_shape) for spec in self.specs)
