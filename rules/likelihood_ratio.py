@@ -23,13 +23,12 @@ from fflearn.base import (
 )
 from fflearn.errors import SpecError
 
-CHOICES = {
-    "on": ("activity", "weights"),
-    "noise": ("normal", "sobol"),
-    "baseline": ("none", "clean", "copies"),
-}
-# A pass is called by its sign and, layer by layer, the index of the noisy layer.
-SIGNS = {"+": 1, "-": -1}
+CHOICES = (
+    ("on", ("activity", "weights")),
+    ("noise", ("normal", "sobol")),
+    ("baseline", ("none", "clean", "copies")),
+)
+SIGNS = "-+"  # a pass is called by its sign and, layer by layer, the index of the noisy layer
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class LikelihoodRatio(Rule):
     }
 
     def __post_init__(self) -> None:
-        for name, known in CHOICES.items():
+        for name, known in CHOICES:
             if getattr(self, name) not in known:
                 raise SpecError(
                     f"likelihood_ratio needs {name} to be one of {', '.join(known)}; "
@@ -172,7 +171,7 @@ class LikelihoodRatio(Rule):
         if where and v.index < int(where):  # no noise below: what the clean pass left
             return m._replace(x=np.concatenate([v.trace.y] * self.copies))
         noisy = self.is_noisy(v.spec, where)
-        size = SIGNS[sign] * self.deviation(v)
+        size = turn(sign) * self.deviation(v)
         if self.on == "weights":
             rows = enumerate(np.split(m.x, self.copies))
             own = [v.forward(x, params=self.moved(v, c, size) if noisy else None) for c, x in rows]
@@ -213,7 +212,7 @@ class LikelihoodRatio(Rule):
         eps, found = v.state["eps"], []
         for sign, loss in zip(self.signs, losses, strict=True):
             column = loss.reshape(-1, *[1] * (eps.ndim - 1))
-            da = SIGNS[sign] / self.deviation(v) * column * eps
+            da = turn(sign) / self.deviation(v) * column * eps
             found.append(v.param_vjp(v.traces.pop(sign + where), da))
         grads = found[0]
         if self.antithetic:
@@ -228,7 +227,7 @@ class LikelihoodRatio(Rule):
         slope, runs = np.zeros(1, losses.dtype), losses.shape[0] * self.copies
         for copy, rows in enumerate(np.split(losses, self.copies, axis=1)):
             means = [v.mean(loss) for loss in rows]
-            along = sum(SIGNS[sign] * m for sign, m in zip(self.signs, means, strict=True))
+            along = sum(turn(sign) * m for sign, m in zip(self.signs, means, strict=True))
             for n, e in v.noise_like_params(f"noise {copy}").items():
                 grads[n] = grads.get(n, 0) + along / (runs * self.deviation(v)) * e
                 slope += sum(means) * (e * e - 1).sum() / runs
@@ -236,3 +235,8 @@ class LikelihoodRatio(Rule):
 
     def update(self, v: LayerView, s: Signals) -> Update:
         return v.state["update"] if v.learns else Update()
+
+
+def turn(sign: str) -> int:
+    """1 or -1: how a pass of this sign applies the noise."""
+    return 2 * SIGNS.index(sign) - 1

@@ -161,7 +161,7 @@ class RecurrentFF(Rule):
         bus.each(self.hear, phase=phase)
         for _ in range(self.ticks):
             bus.relax(x, lambda: labels)
-            bus.each(self.learn)
+            bus.each(self.tally)
             bus.each(self.commit)
         bus.update(top=out.error)
         return {"head_loss": bus.mean(out.loss)}
@@ -197,7 +197,7 @@ class RecurrentFF(Rule):
         return (v.k.normalize(rows.reshape(len(rows), -1), "rms"),)
 
     # -- what a layer learns -----------------------------------------------------------------------
-    def learn(self, v: LayerView, s: Signals) -> None:
+    def tally(self, v: LayerView, s: Signals) -> None:
         """Adds this tick's gradients to those of the ticks before."""
         if v.is_output:
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,10 +21,10 @@ from fflearn.base import (
 )
 from fflearn.errors import SpecError
 
-CHOICES = {
-    "noise": ("gaussian", "rademacher", "coordinate"),
-    "sign": ("none", "estimate", "slope"),
-}
+CHOICES = (
+    ("noise", ("gaussian", "rademacher", "coordinate")),
+    ("sign", ("none", "estimate", "slope")),
+)
 SIDES = ("+", "-")  # a pass is called by its side and its direction: "+17"
 
 
@@ -97,7 +96,7 @@ class ZerothOrder(Rule):
     }
 
     def __post_init__(self) -> None:
-        for name, known in CHOICES.items():
+        for name, known in CHOICES:
             if getattr(self, name) not in known:
                 raise SpecError(
                     f"zeroth_order needs {name} to be one of {', '.join(known)}; "
@@ -159,7 +158,7 @@ class ZerothOrder(Rule):
         if self.noise != "coordinate":
             return self.directions
         parts = self.ratios or (self.density,) * len(bus.sizes)
-        starts = [0, *accumulate(map(moved, bus.sizes, parts))]
+        starts = np.cumsum([0, *map(moved, bus.sizes, parts)]).tolist()
         bus.each(self.own, *starts)
         return starts[-1]
 
@@ -245,7 +244,7 @@ def moved(n: int, part: float) -> int:
 
 def split(v: LayerView, flat: Array) -> Params:
     """(n,) -> arrays shaped as what the layer learns, by parameter."""
-    ends = accumulate(p.size for p in v.learned.values())
+    ends = np.cumsum([p.size for p in v.learned.values()]).tolist()
     return {
         n: flat[end - p.size : end].reshape(p.shape)
         for end, (n, p) in zip(ends, v.learned.items(), strict=True)
@@ -291,7 +290,7 @@ def pruning_ratios(
     every = np.concatenate(scores)
     order = np.argsort(-every, kind="stable")[: max(1, round(density * len(every)))]
     stays = np.isin(np.arange(len(every)), order)
-    ends = list(accumulate(map(len, scores)))
+    ends = np.cumsum(list(map(len, scores))).tolist()
     return tuple(float(part.mean()) if len(part) else 0.0 for part in np.split(stays, ends[:-1]))
 
 

@@ -14,6 +14,7 @@ from sklearn.utils.validation import _is_fitted
 
 from fflearn.errors import SettingsWarning, SpecError
 from fflearn.layers.dense import Dense
+from fflearn.random import Key
 
 MLPS = {"classification": MLPClassifier, "regression": MLPRegressor}
 NAMES = {"sigmoid": "logistic"}
@@ -123,7 +124,7 @@ def to_sklearn(estimator: Any) -> Any:
 
 def _check_same(estimator: Any, mlp: Any) -> None:
     """SpecError where the rule predicts by more than a sweep to the output."""
-    x = np.random.default_rng(0).normal(size=(8, mlp.n_features_in_))
+    x = Key(0).normal((8, mlp.n_features_in_), np.float64)
     ours = estimator._scores_of(x)
     if estimator.task == "classification":
         theirs, ours = mlp.predict_proba(x), softmax(ours, axis=1)
