@@ -324,7 +324,8 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
     """A table whose first row is its head."""
     head, *rows = table
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    escaped = ([cell.replace("|", "\\|") for cell in cells] for cells in lines)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in escaped)
 
 
 def _optimizer(e: Experiment) -> str:
