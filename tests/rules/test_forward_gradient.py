@@ -114,6 +114,171 @@ def test_places_with_a_label_each():
     )
 
 
+def test_units_that_pass_nothing_on_get_no_noise():
+    engine, state, batch = setting("dense 40 relu | dense 3", rows=1)
+    trace = []
+    engine.observed(state, batch, lambda v, u: trace.append((v.trace, u)))
+    silent = trace[0][0].a[0] < 0
+    assert 0 < silent.sum() < 40
+    assert not trace[0][1].grads["b"][silent].any() and trace[0][1].grads["b"][~silent].all()
+
+
+# ---- local guesses -------------------------------------------------------------------------------
+
+
+def bias_gradients(engine, state, batch):
+    """Of one sample: d loss / d a of each hidden layer."""
+    return [engine.kernels.formed(u.grads["b"]) for u in engine.updates(state, batch)[:-1]]
+
+
+def with_rule(engine, *name, **params):
+    net = engine.net.spec()
+    return Engine(
+        net, rule(*name, **params), engine.in_shape, 3, backend="reference", dtype="float64"
+    )
+
+
+def test_a_local_guess_takes_the_gradients_part_along_the_layers_own_gradient():
+    net = "dense 5 | dense 4 | dense 6 | dense 3"
+    engine, state, batch = setting(net, rows=3, guess="local")
+    own = with_rule(engine, "local_loss", read="channels")
+    true = with_rule(engine, "backprop")
+    total = [0.0] * 3
+    for i in range(3):
+        one = Batch(batch.x[i : i + 1], batch.y[i : i + 1])
+        t = bias_gradients(true, true.init(0), one)
+        twin = own.init(0)
+        for mine, theirs in ((twin.params, state.params), (twin.aux, state.aux)):
+            for a, b in zip(mine, theirs, strict=True):
+                for name in a:
+                    a[name] = b[name]
+        exact_state = true.init(0)
+        for a, b in zip(exact_state.params, state.params, strict=True):
+            for name in a:
+                a[name] = b[name]
+        t = bias_gradients(true, exact_state, one)
+        g = bias_gradients(own, twin, one)
+        w = [(b @ a) / (a @ a) * a for a, b in zip(g, t, strict=True)]
+        for projected, whole in zip(w, t, strict=True):
+            assert np.linalg.norm(projected) <= np.linalg.norm(whole) and projected @ whole >= 0
+        for a, b in zip(bias_gradients(engine, state, one), w, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
+        total = [a + b / 3 for a, b in zip(total, w, strict=True)]
+    for a, b in zip(bias_gradients(engine, state, batch), total, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
+
+
+def test_a_guess_that_is_the_gradient_gives_the_gradient():
+    engine, state, batch = setting("dense 5 tanh | dense 3 bias=false", guess="local")
+    state.aux[0]["M"] = state.params[1]["W"]
+    np.testing.assert_allclose(
+        flat(engine, state, batch), exact(engine, state, batch), rtol=1e-12, atol=1e-15
+    )
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"), [(CHAIN, (6,)), ("conv 4 relu | conv 2 tanh | dense 3", (4, 4, 1))]
+)
+def test_local_guesses_of_local_targets_are_the_rule_of_local_losses(net, shape):
+    engine, _, batch = setting(net, shape, guess="local", target="local")
+    own = with_rule(engine, "local_loss", read="channels")
+    found = [e.updates(e.init(0), batch) for e in (engine, own)]
+    for one, two in zip(*found, strict=True):
+        for part in ("grads", "aux_grads"):
+            a, b = getattr(one, part), getattr(two, part)
+            assert set(a) == set(b)
+            for name in a:
+                np.testing.assert_allclose(
+                    engine.kernels.formed(a[name]),
+                    own.kernels.formed(b[name]),
+                    rtol=1e-12,
+                    atol=1e-15,
+                )
+
+
+# ---- what crosses, what is kept ------------------------------------------------------------------
+
+
+def test_every_direction_costs_a_tangent_and_a_number():
+    for k in (1, 3):
+        engine, state, batch = setting(directions=k)
+        _, ledger = engine.step(state, batch)
+        per = ledger.per_sample()
+        assert per == {"activity": 9, "tangent": k * (5 + 4 + 3), "loss": 2 * k}
+        assert ledger.forward_passes == 1
+        engine, state, batch = setting(directions=k, perturb="weights")
+        assert engine.step(state, batch)[1].per_sample()["scalar"] == 3 * k / 4
+    engine, state, batch = setting(guess="local")
+    per = engine.step(state, batch)[1].per_sample()
+    assert per == {"activity": 9, "tangent": 5 + 4 + 3 + 4 + 3, "loss": 2, "target": 6}
+    engine, state, batch = setting(target="local")
+    assert engine.step(state, batch)[1].per_sample() == {"activity": 9, "target": 6}
+
+
+def test_noise_is_not_kept():
+    held = []
+    for k in (1, 9):
+        engine, state, batch = setting("dense 50 tanh | dense 3", directions=k, perturb="weights")
+        held.append(engine.step(state, batch)[1].peak_bytes)
+    assert held[1] - held[0] <= 8 * 8 * 2  # the numbers alone
+
+
+def test_channels_follow_from_the_parameters():
+    def names(**params):
+        return {c.name for c in rule("fg", **params).channels}
+
+    assert names() == {"TANGENT", "LOSS"}
+    assert names(perturb="weights") == names(per_batch=True) == {"TANGENT", "SCALAR"}
+    assert names(guess="local") == {"TANGENT", "LOSS", "TARGET"}
+    assert names(target="local") == names(target="local", guess="local") == {Channel.TARGET.name}
+
+
+# ---- wrong use -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"perturb": "both"}, "perturb to be one of activity, weights"),
+        ({"noise": "uniform"}, "noise to be one of gaussian"),
+        ({"directions": 0}, "directions to be 1 or more"),
+        ({"target": "above"}, "target to be one of"),
+        ({"guess": "ntk"}, "guess to be one of"),
+        ({"guess": "local", "perturb": "weights"}, "Leave perturb and per_batch out"),
+        ({"target": "local", "noise": "orthonormal"}, "Leave noise=orthonormal"),
+        ({"groups": 2}, "add target=local"),
+        ({"per_batch": True, "perturb": "weights"}, "one number per batch"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(params, told):
+    with pytest.raises(SpecError, match=told):
+        rule("fg", **params)
+
+
+def test_groups_divide_the_channels():
+    with pytest.raises(SpecError, match="'0 dense 5 tanh' has 5. Type groups=1"):
+        setting(target="local", groups=2)
+
+
+def test_steps_linear_in_the_estimate_come_with_advice():
+    for params, settings, warned in [
+        ({"perturb": "weights"}, {"name": "sgd", "lr": 0.05}, True),
+        ({"perturb": "weights"}, {"name": "sgd", "lr": 2e-4}, False),
+        ({"perturb": "weights"}, {"name": "adam", "lr": 0.05}, False),
+        ({}, {"name": "sgd", "lr": 0.05}, False),
+    ]:
+        made, o = rule("fg", **params), optimizer(settings.pop("name"), **settings)
+        assert bool(made.advise(o)) == warned
+        if warned:
+            with pytest.warns(SettingsWarning, match="diverge"):
+                Engine(CHAIN, made, (6,), 3, o)
+
+
+def test_a_network_without_hidden_layers_has_nothing_to_estimate():
+    engine, state, batch = setting("dense 3")
+    np.testing.assert_allclose(flat(engine, state, batch), exact(engine, state, batch), rtol=1e-12)
+
+
 # ---- the mean ------------------------------------------------------------------------------------
 
 
@@ -246,15 +411,6 @@ def test_the_variance_of_orthonormal_noise_on_activity():
     assert found == pytest.approx((x * da).sum() / 64 * (40 / 10 - 1), rel=0.05)
 
 
-def test_units_that_pass_nothing_on_get_no_noise():
-    engine, state, batch = setting("dense 40 relu | dense 3", rows=1)
-    trace = []
-    engine.observed(state, batch, lambda v, u: trace.append((v.trace, u)))
-    silent = trace[0][0].a[0] < 0
-    assert 0 < silent.sum() < 40
-    assert not trace[0][1].grads["b"][silent].any() and trace[0][1].grads["b"][~silent].all()
-
-
 def test_the_probe_finds_the_ratio_that_the_law_gives():
     engine, state, batch = setting(SMOOTH, perturb="weights", noise="gaussian", directions=32)
     found = []
@@ -272,79 +428,6 @@ def test_the_probe_finds_the_ratio_that_the_law_gives():
     one, state, batch = setting(directions=1)
     one.observed(state, batch, lambda v, u: found.append(one.rule.signal_to_noise(v, u)))
     assert found[-1] is None
-
-
-# ---- local guesses -------------------------------------------------------------------------------
-
-
-def bias_gradients(engine, state, batch):
-    """Of one sample: d loss / d a of each hidden layer."""
-    return [engine.kernels.formed(u.grads["b"]) for u in engine.updates(state, batch)[:-1]]
-
-
-def with_rule(engine, *name, **params):
-    net = engine.net.spec()
-    return Engine(
-        net, rule(*name, **params), engine.in_shape, 3, backend="reference", dtype="float64"
-    )
-
-
-def test_a_local_guess_takes_the_gradients_part_along_the_layers_own_gradient():
-    net = "dense 5 | dense 4 | dense 6 | dense 3"
-    engine, state, batch = setting(net, rows=3, guess="local")
-    own = with_rule(engine, "local_loss", read="channels")
-    true = with_rule(engine, "backprop")
-    total = [0.0] * 3
-    for i in range(3):
-        one = Batch(batch.x[i : i + 1], batch.y[i : i + 1])
-        t = bias_gradients(true, true.init(0), one)
-        twin = own.init(0)
-        for mine, theirs in ((twin.params, state.params), (twin.aux, state.aux)):
-            for a, b in zip(mine, theirs, strict=True):
-                for name in a:
-                    a[name] = b[name]
-        exact_state = true.init(0)
-        for a, b in zip(exact_state.params, state.params, strict=True):
-            for name in a:
-                a[name] = b[name]
-        t = bias_gradients(true, exact_state, one)
-        g = bias_gradients(own, twin, one)
-        w = [(b @ a) / (a @ a) * a for a, b in zip(g, t, strict=True)]
-        for projected, whole in zip(w, t, strict=True):
-            assert np.linalg.norm(projected) <= np.linalg.norm(whole) and projected @ whole >= 0
-        for a, b in zip(bias_gradients(engine, state, one), w, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
-        total = [a + b / 3 for a, b in zip(total, w, strict=True)]
-    for a, b in zip(bias_gradients(engine, state, batch), total, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
-
-
-def test_a_guess_that_is_the_gradient_gives_the_gradient():
-    engine, state, batch = setting("dense 5 tanh | dense 3 bias=false", guess="local")
-    state.aux[0]["M"] = state.params[1]["W"]
-    np.testing.assert_allclose(
-        flat(engine, state, batch), exact(engine, state, batch), rtol=1e-12, atol=1e-15
-    )
-
-
-@pytest.mark.parametrize(
-    ("net", "shape"), [(CHAIN, (6,)), ("conv 4 relu | conv 2 tanh | dense 3", (4, 4, 1))]
-)
-def test_local_guesses_of_local_targets_are_the_rule_of_local_losses(net, shape):
-    engine, _, batch = setting(net, shape, guess="local", target="local")
-    own = with_rule(engine, "local_loss", read="channels")
-    found = [e.updates(e.init(0), batch) for e in (engine, own)]
-    for one, two in zip(*found, strict=True):
-        for part in ("grads", "aux_grads"):
-            a, b = getattr(one, part), getattr(two, part)
-            assert set(a) == set(b)
-            for name in a:
-                np.testing.assert_allclose(
-                    engine.kernels.formed(a[name]),
-                    own.kernels.formed(b[name]),
-                    rtol=1e-12,
-                    atol=1e-15,
-                )
 
 
 # ---- local targets -------------------------------------------------------------------------------
@@ -404,86 +487,3 @@ def test_groups_and_places_lower_the_variance():
         engine, state, batch = setting(PATCHES, (3, 3, 1), target="local", groups=groups)
         found.append(total_variance(engine, state, batch, 100, slice(0, 50)))
     assert found[1] < 0.7 * found[0]
-
-
-# ---- what crosses, what is kept ------------------------------------------------------------------
-
-
-def test_every_direction_costs_a_tangent_and_a_number():
-    for k in (1, 3):
-        engine, state, batch = setting(directions=k)
-        _, ledger = engine.step(state, batch)
-        per = ledger.per_sample()
-        assert per == {"activity": 9, "tangent": k * (5 + 4 + 3), "loss": 2 * k}
-        assert ledger.forward_passes == 1
-        engine, state, batch = setting(directions=k, perturb="weights")
-        assert engine.step(state, batch)[1].per_sample()["scalar"] == 3 * k / 4
-    engine, state, batch = setting(guess="local")
-    per = engine.step(state, batch)[1].per_sample()
-    assert per == {"activity": 9, "tangent": 5 + 4 + 3 + 4 + 3, "loss": 2, "target": 6}
-    engine, state, batch = setting(target="local")
-    assert engine.step(state, batch)[1].per_sample() == {"activity": 9, "target": 6}
-
-
-def test_noise_is_not_kept():
-    held = []
-    for k in (1, 9):
-        engine, state, batch = setting("dense 50 tanh | dense 3", directions=k, perturb="weights")
-        held.append(engine.step(state, batch)[1].peak_bytes)
-    assert held[1] - held[0] <= 8 * 8 * 2  # the numbers alone
-
-
-def test_channels_follow_from_the_parameters():
-    def names(**params):
-        return {c.name for c in rule("fg", **params).channels}
-
-    assert names() == {"TANGENT", "LOSS"}
-    assert names(perturb="weights") == names(per_batch=True) == {"TANGENT", "SCALAR"}
-    assert names(guess="local") == {"TANGENT", "LOSS", "TARGET"}
-    assert names(target="local") == names(target="local", guess="local") == {Channel.TARGET.name}
-
-
-# ---- wrong use -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("params", "told"),
-    [
-        ({"perturb": "both"}, "perturb to be one of activity, weights"),
-        ({"noise": "uniform"}, "noise to be one of gaussian"),
-        ({"directions": 0}, "directions to be 1 or more"),
-        ({"target": "above"}, "target to be one of"),
-        ({"guess": "ntk"}, "guess to be one of"),
-        ({"guess": "local", "perturb": "weights"}, "Leave perturb and per_batch out"),
-        ({"target": "local", "noise": "orthonormal"}, "Leave noise=orthonormal"),
-        ({"groups": 2}, "add target=local"),
-        ({"per_batch": True, "perturb": "weights"}, "one number per batch"),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(params, told):
-    with pytest.raises(SpecError, match=told):
-        rule("fg", **params)
-
-
-def test_groups_divide_the_channels():
-    with pytest.raises(SpecError, match="'0 dense 5 tanh' has 5. Type groups=1"):
-        setting(target="local", groups=2)
-
-
-def test_steps_linear_in_the_estimate_come_with_advice():
-    for params, settings, warned in [
-        ({"perturb": "weights"}, {"name": "sgd", "lr": 0.05}, True),
-        ({"perturb": "weights"}, {"name": "sgd", "lr": 2e-4}, False),
-        ({"perturb": "weights"}, {"name": "adam", "lr": 0.05}, False),
-        ({}, {"name": "sgd", "lr": 0.05}, False),
-    ]:
-        made, o = rule("fg", **params), optimizer(settings.pop("name"), **settings)
-        assert bool(made.advise(o)) == warned
-        if warned:
-            with pytest.warns(SettingsWarning, match="diverge"):
-                Engine(CHAIN, made, (6,), 3, o)
-
-
-def test_a_network_without_hidden_layers_has_nothing_to_estimate():
-    engine, state, batch = setting("dense 3")
-    np.testing.assert_allclose(flat(engine, state, batch), exact(engine, state, batch), rtol=1e-12)

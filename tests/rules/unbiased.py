@@ -22,9 +22,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fflearn import registry
 from fflearn.base import Batch
 from fflearn.engine import Engine
+from fflearn.probes import exact_engine, with_weights_of
 from fflearn.state import State
 
 Draw = Callable[[int], np.ndarray]
@@ -128,19 +128,6 @@ def _tensors(engine: Engine, state: State, batch: Batch) -> list[np.ndarray]:
 
 def _backprop(engine: Engine, state: State) -> tuple[Engine, State]:
     """Backprop for the same network and weights."""
-    backprop = Engine(
-        engine.net,
-        registry.rule("backprop"),
-        engine.in_shape,
-        engine.n_classes,
-        objective=engine.objective,
-        backend=engine.backend,
-        dtype=engine.dtype,
-        task=engine.task,
-    )
-    twin = backprop.init(state.seed)
-    twin.step = state.step
-    for mine, theirs in zip(twin.params, state.params, strict=True):
-        for name in mine:
-            mine[name] = theirs[name]
-    return backprop, twin
+    backprop = exact_engine(engine)
+    assert backprop is not None, "backprop cannot train this network"
+    return backprop, with_weights_of(state, backprop)
