@@ -17,6 +17,7 @@ from fflearn.layers.dense import Dense
 from fflearn.random import Key
 
 MLPS = {"classification": MLPClassifier, "regression": MLPRegressor}
+ACTIVATIONS = ("identity", "logistic", "tanh", "relu")
 NAMES = {"sigmoid": "logistic"}
 # Parameters of the same name and meaning.  Solver and schedule are compared, too: see `_solver`.
 SHARED = (
@@ -90,10 +91,11 @@ def to_sklearn(estimator: Any) -> Any:
     net = estimator.engine_.net
     hidden, last = net.leaves[:-1], net.leaves[-1]
     kinds = {NAMES.get(layer.activation, layer.activation) for layer in hidden}
-    if not is_plain(net) or len(kinds) > 1 or last.activation != "identity":
+    known = set(ACTIVATIONS) & kinds == kinds
+    if not is_plain(net) or len(kinds) > 1 or not known or last.activation != "identity":
         raise SpecError(
-            f"an MLP is a chain of dense layers with one activation, and no other at its end; here "
-            f"is {net.spec()!r}. fflearn.interop.to_torch converts any network."
+            f"an MLP is a chain of dense layers with one activation ({', '.join(ACTIVATIONS)}), "
+            f"and none at its end; here is {net.spec()!r}. fflearn.interop.to_torch converts any network."
         )
     given = {n: getattr(estimator, n) for n in SHARED if getattr(estimator, n) != "auto"}
     given["hidden_layer_sizes"] = tuple(layer.units for layer in hidden)

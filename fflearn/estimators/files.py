@@ -14,8 +14,6 @@ from fflearn.networks import Network
 from fflearn.registry import Variant
 from fflearn.training import restored
 
-_ARRAY = "array of "  # how arrays and dicts are told from other lists
-
 
 def save(estimator: Any, path: Any) -> None:
     """See `LocalEstimator.save`."""
@@ -57,10 +55,12 @@ def _written(name: str, value: Any) -> Any:
         value = value.spec()
     if isinstance(value, np.ndarray):
         dtype = "object" if value.dtype == object else value.dtype.str
-        value = {_ARRAY + dtype: value.tolist()}
+        value = {"array": value.tolist(), "dtype": dtype}
     elif isinstance(value, dict):
-        value = {_ARRAY + "pairs": [[_plain(k), _plain(v)] for k, v in value.items()]}
-    elif isinstance(value, (list, tuple)):
+        value = {"dict": [[_plain(k), _plain(v)] for k, v in value.items()]}
+    elif isinstance(value, tuple):
+        value = {"tuple": [_plain(v) for v in value]}
+    elif isinstance(value, list):
         value = [_plain(v) for v in value]
     value = _plain(value)
     try:
@@ -78,10 +78,9 @@ def _plain(value: Any) -> Any:
 
 
 def _read(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(value)
+    """What `_written` wrote."""
     if not isinstance(value, dict):
         return value
-    ((kind, held),) = value.items()
-    kind = kind.removeprefix(_ARRAY)
-    return dict(held) if kind == "pairs" else np.array(held, kind)
+    if "array" in value:
+        return np.array(value["array"], value["dtype"])
+    return dict(value["dict"]) if "dict" in value else tuple(value["tuple"])
