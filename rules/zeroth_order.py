@@ -25,7 +25,6 @@ CHOICES = (
     ("noise", ("gaussian", "rademacher", "coordinate")),
     ("sign", ("none", "estimate", "slope")),
 )
-SIDES = ("+", "-")  # a pass is called by its side and its direction: "+17"
 
 
 @dataclass(frozen=True)
@@ -131,16 +130,13 @@ class ZerothOrder(Rule):
         """The mean loss, and the slope along each direction: () and float64 (K,)."""
         total = self.place(bus)
         still = bus.readout(bus.forward(batch.x)).loss
-        loss, still = bus.mean(still), still.astype(np.float64)
         slopes = np.zeros(total)
         for k in range(total):
-            up, down = still, still
-            for side in SIDES[: 1 + self.central]:
-                found = bus.readout(bus.forward(batch.x, f"{side}{k}")).loss.astype(np.float64)
-                up, down = (found, down) if side == "+" else (up, found)
-            # Differences per sample, in float64: those of means would round first.
+            up = bus.readout(bus.forward(batch.x, f"+{k}")).loss
+            down = bus.readout(bus.forward(batch.x, f"-{k}")).loss if self.central else still
+            # Per sample, where nearly equal losses subtract exactly; their means would round first.
             slopes[k] = bus.mean(up - down) / ((1 + self.central) * self.mu)
-        return loss, slopes
+        return bus.mean(still), slopes
 
     def learn(self, bus: Any, numbers: Array) -> None:
         """Every layer learns from the slopes (K,), wherever they were measured."""
@@ -172,7 +168,7 @@ class ZerothOrder(Rule):
             if self.noise == "coordinate" or len(v.learned) < len(v.params):
                 v.traces["x"] = t  # read above moved weights; running statistics follow it
             return m._replace(x=t.y)
-        side, k = m.name[0], int(m.name[1:])
+        side, k = m.name[0], int(m.name[1:])  # a pass is called "+17" or "-17"
         if self.noise == "coordinate" and k >= v.state["own"][1]:
             return m._replace(x=v.trace.y)  # the moved layer is above: nothing changed here
         mu = self.mu if side == "+" else -self.mu
