@@ -294,10 +294,13 @@ def section(recipe: Recipe, records: Iterable[Record]) -> str:
 
 
 def probed(name: str, cells: Sequence[Recipe], found: Sequence[Sequence[Row]]) -> str:
-    """What a probe measured, of the first seed: by epoch, or, of several networks, at the end."""
+    """What a probe measured, of the first seed: by epoch, or, of several networks, at the end.
+
+    Backprop is left out: it is what gradients are compared with.
+    """
     measured: list[tuple[list[str], dict[int, float]]] = []
     for cell, rows in zip(cells, found, strict=True):
-        for row in rows:
+        for row in (r for r in rows if r.label != "backprop"):
             curves = row.records[0]["curves"]
             layers = {
                 int(n.rpartition("/")[2]): c for n, c in curves.items() if n.startswith(f"{name}/")
