@@ -293,11 +293,20 @@ def test_the_variance_of_a_layer_among_others(layerwise):
         assert found[i].var(axis=0).sum() == pytest.approx(law, rel=0.05)
 
 
+CANCEL = [
+    {},
+    {"noise": "sobol"},
+    {"on": "weights"},
+    {"antithetic": False},
+    {"antithetic": False, "baseline": "copies"},
+]
+
+
 @modes
-@pytest.mark.parametrize("settings", [{}, {"noise": "sobol"}, {"on": "weights"}], ids=str)
-def test_pairs_cancel_what_is_alike_in_both_passes(layerwise, settings):
-    # Losses as large as these, other ones for each sample, leave no trace in the estimate: each
-    # sample is paired with itself, with the same dropout, in front of the same activity.
+@pytest.mark.parametrize("settings", CANCEL, ids=str)
+def test_what_a_sample_loses_in_all_passes_leaves_no_trace(layerwise, settings):
+    # Losses as large as these, other ones for each sample: a pair is of one sample, with the same
+    # dropout, in front of the same activity; a baseline is of the sample it is subtracted from.
     settings = {**settings, "layerwise": layerwise, "copies": 4}
     engine, state = made("dense 6 tanh | dropout 0.5 | dense 2", settings, (3,), 2, Linear())
     x = np.random.default_rng(0).normal(size=(5, 3))
