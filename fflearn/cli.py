@@ -205,8 +205,8 @@ def _compare(args: argparse.Namespace) -> int:
     args.out = args.out or str(default_folder(experiment))
     records = compare(experiment, out=args.out, jobs=args.jobs, quiet=args.quiet)
     print(table(records))
-    print(f"records: {Path(args.out) / 'records'}")
     _report(args.out)
+    print(f"records: {Path(args.out) / 'records'}")
     return 0
 
 

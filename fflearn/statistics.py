@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from fflearn.errors import SpecError
 from fflearn.random import Key
@@ -54,8 +54,10 @@ def interval(values: Sequence[float]) -> Interval:
     if np.ptp(x) == 0:  # neither method is defined without a spread
         return Interval(mean, mean, mean, "bootstrap" if len(x) >= MANY else "t")
     if len(x) < MANY:
-        half = stats.t.ppf(0.975, len(x) - 1) * stats.sem(x)
+        half = stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / math.sqrt(len(x))
         return Interval(mean, mean - half, mean + half, "t")
+    from scipy import stats  # half a second to import
+
     found = stats.bootstrap((x,), np.mean, n_resamples=RESAMPLES, rng=0).confidence_interval
     return Interval(mean, float(found.low), float(found.high), "bootstrap")
 
@@ -127,7 +129,8 @@ def interquartile_mean(values: Sequence[float]) -> float:
 
     Agarwal et al. (2021), "Deep reinforcement learning at the edge of the statistical precipice".
     """
-    return float(stats.trim_mean(np.asarray(values, float), 0.25))
+    x, cut = np.sort(np.asarray(values, float)), len(values) // 4
+    return float(x[cut : len(x) - cut].mean())
 
 
 def mean_ranks(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -141,8 +144,11 @@ def mean_ranks(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     common = [n for n in scores[0] if all(n in s for s in scores)] if scores else []
     if not common:
         return {}
-    ranks = [stats.rankdata([-s[n] for n in common]) for s in scores]
-    return dict(zip(common, np.mean(ranks, axis=0).tolist(), strict=True))
+    table = np.array([[s[n] for n in common] for s in scores])
+    better = (table[:, None, :] > table[:, :, None]).sum(axis=2)
+    equal = (table[:, None, :] == table[:, :, None]).sum(axis=2)
+    ranks = better + (equal + 1) / 2
+    return dict(zip(common, ranks.mean(axis=0).tolist(), strict=True))
 
 
 def to_target(cost: Sequence[float], score: Sequence[float | None], target: float) -> float:

@@ -19,7 +19,8 @@ from fflearn.data.text import from_text
 from fflearn.errors import CheckpointError, SpecError
 from fflearn.experiment import Experiment, available_rules
 from fflearn.optim import SGD
-from fflearn.registry import REFERENCE, rule_class
+from fflearn.registry import REFERENCE
+from fflearn.registry import rule as rule_by_name
 from fflearn.run_files import FINAL
 from fflearn.training import restored, train
 
@@ -83,7 +84,7 @@ def test_every_rule_that_needs_classes_is_left_out_of_a_default_comparison(house
     with pytest.warns(UserWarning) as caught:
         records = compare(data="house.csv", net=NET, epochs=1, seeds=[0], optimizer="adam")
     rules = [r for r in available_rules() if r != REFERENCE]
-    refusing = {r for r in rules if rule_class(r).needs_classes}
+    refusing = {r for r in rules if rule_by_name(r).needs_classes}
     told = {str(w.message).split(" ")[0] for w in caught if "is left out" in str(w.message)}
     assert {"forward_forward", "single_forward"} <= refusing <= told
     assert {r["rule"] for r in records} == set(available_rules()) - told

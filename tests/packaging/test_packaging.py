@@ -204,7 +204,8 @@ def wheel(source, backend, tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_wheel_holds_every_module(wheel):
     files = [name for name in contents(wheel) if ".dist-info/" not in name]
-    assert files == sorted([*files_on_disk(), "fflearn/py.typed"])
+    data = ["fflearn/py.typed", "fflearn/report/sort.js", "fflearn/report/style.css"]
+    assert files == sorted([*files_on_disk(), *data])
     with zipfile.ZipFile(wheel) as archive:
         [name] = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
         metadata = archive.read(name).decode()
