@@ -40,6 +40,7 @@ class Mail:
         self.stage = transcript.variant
         self.calls = [c for c in transcript.calls if c.layer == layer]
         self.expected = formed(engine.kernels, transcript.updates[layer])
+        self.imported: list[str] = []
 
     def difference(self) -> str:
         """What is learned otherwise when the hooks run again; empty if nothing is."""
@@ -70,7 +71,7 @@ class Mail:
         )
         update = Update()
         with k.running(engine.threads):
-            _shut()
+            _shut(self.imported)
             for call in self.calls:
                 args = [
                     Signals(a.named, a.top, None, spec) if isinstance(a, SentSignals) else a
@@ -137,10 +138,15 @@ def _read_only(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _shut() -> None:
-    """From here on the process can only compute, and read modules and what came with them."""
+def _shut(imported: list[str]) -> None:
+    """From here on the process can only compute, and read modules and what came with them.
+
+    Packages that differentiate are noted in ``imported``, though their import may well fail.
+    """
 
     def refuse(event: str, args: tuple[Any, ...]) -> None:
+        if event == "import" and args[0].partition(".")[0] in AUTOGRAD:
+            imported.append(args[0])
         if not event.startswith(REFUSED):
             return
         installed = event == "open" and _installed(str(args[0])) and args[1] in ("r", "rb", None)
@@ -159,11 +165,12 @@ def _installed(path: str) -> bool:
 
 def _alone(packed: bytes) -> str:
     """The replay of one layer as JSON, its mistakes as words."""
+    mail = pickle.loads(packed)
     try:
-        found = pickle.loads(packed).difference()
+        found = mail.difference()
     except Exception as e:  # noqa: BLE001 - whatever a hook raises is what was found
         found = f"{type(e).__name__}: {e}"
-    return json.dumps(Replay(found[:2000], any(name in sys.modules for name in AUTOGRAD)))
+    return json.dumps(Replay(found[:2000], bool(mail.imported)))
 
 
 def _forked(packed: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 
@@ -223,6 +224,7 @@ def test_own_weights_sent_down_a_feedback_channel(tmp_path):
 @pytest.mark.torch
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="no torch to cheat with")
 def test_autograd_inside_a_hook_is_seen(tmp_path):
+    importlib.import_module("torch")  # that this process has it must not matter
     found = audit(written(tmp_path, get="import torch; w = np.ones((13, 12))"))
     assert found.autograd and not found.ok
     assert "automatic differentiation" in " ".join(found.disagreements())
