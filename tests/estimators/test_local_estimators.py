@@ -143,6 +143,13 @@ def test_it_is_the_engine_stepped_through_the_samples():
         np.testing.assert_allclose(fitted.state_.arrays()[name], a, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("weights", [None, W])
+def test_the_curve_is_the_mean_over_samples(weights):
+    fitted = classifier(learning_rate_init=0.0, batch_size=9, max_iter=1).fit(X, Y, weights)
+    p = fitted.predict_proba(X)[np.arange(40), Y]
+    assert fitted.loss_curve_ == [pytest.approx(np.average(-np.log(p), weights=weights))]
+
+
 def test_sparse_samples_are_the_same_samples():
     thin = np.where(np.abs(X) > 1, X, 0.0)
     dense = classifier(batch_size=8).fit(thin, Y, W)
@@ -373,6 +380,9 @@ def test_a_warm_start_goes_on_with_weights_and_a_fresh_optimizer():
     np.testing.assert_allclose(one.coefs_[0], state.params[0]["W"], rtol=1e-12)
     other = copy.deepcopy(cold).set_params(warm_start=True, rule="fa").fit(X, Y)
     assert not same(other, warm)
+    reseeded = copy.deepcopy(cold).set_params(warm_start=True, random_state=9).fit(X, Y)
+    kept, then = reseeded.state_.arrays(), cold.state_.arrays()
+    assert np.array_equal(kept["aux/0/B"], then["aux/0/B"])  # the feedback it has aligned with
     with pytest.raises(SpecError, match="warm_start=False"):
         cold.set_params(warm_start=True, hidden_layer_sizes=(7,)).fit(X, Y)
     assert not same(warm, classifier(max_iter=2, alpha=0.0).fit(X, Y))
