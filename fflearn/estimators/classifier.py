@@ -84,7 +84,7 @@ class LocalClassifier(ClassifierMixin, LocalEstimator):
     >>> from sklearn.pipeline import make_pipeline
     >>> from sklearn.preprocessing import StandardScaler
     >>> X, y = load_iris(return_X_y=True)
-    >>> local = LocalClassifier("dfa", (16,), learning_rate_init=0.01, random_state=0)
+    >>> local = LocalClassifier("dfa", (16,), tol=1e-3, learning_rate_init=0.05, random_state=0)
     >>> bool(make_pipeline(StandardScaler(), local).fit(X, y).score(X, y) > 0.9)
     True
     """

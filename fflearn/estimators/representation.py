@@ -43,7 +43,7 @@ class LayerTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     --------
     >>> from sklearn.datasets import load_iris
     >>> X, y = load_iris(return_X_y=True)
-    >>> local = LocalClassifier("dfa", (16, 4), max_iter=5, tol=1, random_state=0)
+    >>> local = LocalClassifier("dfa", (16, 4), tol=1, random_state=0)
     >>> LayerTransformer(local, layer=-2).fit(X, y).transform(X).shape
     (150, 4)
     """
