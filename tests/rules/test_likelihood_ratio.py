@@ -409,12 +409,12 @@ def test_the_slope_by_the_scale_of_the_noise(layerwise, antithetic):
 
 
 def test_the_slope_by_the_scale_of_noise_on_weights():
-    # With W + sigma E and b + sigma e the loss gains sigma^2 (|x|^2 + 1) / 2.
+    # With W + sigma E the loss gains sigma^2 |x|^2 / 2.
     settings = {"on": "weights", "learn_sigma": True, "sigma": 0.5, "copies": 40}
-    engine, state = made("dense 1", settings, (2,), 1)
-    x = np.array([[1.0, 0.5], [-0.5, 1.0]])
+    engine, state = made("dense 1 bias=false", settings, (1,), 1)
+    x = np.array([[1.0], [-0.5]])
     batch = Batch(x, engine.predict(state, x))
-    g = np.array([0.25 * (1.25 + 1)])
+    g = np.array([0.25 * (1 + 0.25) / 2])
 
     def draw(seed):
         at, rows = state.copy(), []
