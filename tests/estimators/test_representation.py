@@ -64,7 +64,8 @@ def test_without_a_pass_without_labels_each_label_has_its_activities():
 
 def test_it_feeds_another_estimator():
     pipe = make_pipeline(
-        LayerTransformer(local(max_iter=20, learning_rate_init=0.05)), LogisticRegression()
+        LayerTransformer(local(max_iter=20, learning_rate_init=0.05, random_state=0)),
+        LogisticRegression(),
     )
     assert pipe.set_params(layertransformer__estimator__rule="fa").fit(X, Y).score(X, Y) > 0.8
     numbers = LayerTransformer(LocalRegressor("dfa", (6,), max_iter=1)).fit(X, X[:, 0])
