@@ -36,7 +36,7 @@ Written by `python -m benchmarks.replay` from the recipes in `benchmarks/recipes
 
 Accuracy: mean ± standard error over the seeds, at the end of training, on the test part. Loss, where
 a table has it: mean cross-entropy per prediction, on the test part. Training:
-time in training steps alone. Peak learning: arrays kept alive for learning, parameters and
+time in training steps alone; - where other work shared the processor. Peak learning: arrays kept alive for learning, parameters and
 optimizer state left out. Weight transport: whether a message passes through the forward weights
 (yes), their signs (sign), or neither (no)."""
 HEAD = (
@@ -199,6 +199,7 @@ class Row:
         first, planned = self.records[0], len(self.recipe.experiment.seeds)
         pm = f" ± {self.standard_error:.2f}" if len(self.records) > 1 else ""
         short = "" if self.epochs >= self.full_length else ", not run at full length"
+        alone = [r["train_seconds"] for r in self.records if not r.get("contended")]
         seeds = f"{len(self.records)}" + (f" of {planned}" if len(self.records) < planned else "")
         return [
             self.name,
@@ -206,7 +207,7 @@ class Row:
             self._published_cell(),
             f"{self.epochs} of {self.full_length}{short}",
             seeds,
-            f"{statistics.mean(r['train_seconds'] for r in self.records):.3g}",
+            f"{statistics.mean(alone):.3g}" if alone else "-",
             f"{max(r['peak_learning_bytes'] for r in self.records) / 1e6:.3g}",
             _floats(first["floats_per_sample"]),
             first["weight_transport"],

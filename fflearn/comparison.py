@@ -246,7 +246,8 @@ def _record(run: Run, data: Data, progress: Progress, trials: list[Record]) -> R
     first = next(iter(metrics.values()))
     batch = progress.data.batches(e.batch_size, run.seed).batch(0)
     angles = Probing(engine, batch, ["gradient_angle"]).measure(state)
-    hidden = {str(s.index): angles.get(f"gradient_angle/{s.index}") for s in engine.specs[:-1]}
+    inner = [s.index for s in engine.specs if not s.is_output]
+    hidden = {str(i): angles.get(f"gradient_angle/{i}") for i in inner}
     channels = sorted(engine.rule.channels, key=list(Channel).index)
     transport = [c.transport for c in channels if c.transport != "no"]
     return {
@@ -260,7 +261,7 @@ def _record(run: Run, data: Data, progress: Progress, trials: list[Record]) -> R
         "net": e.net,
         "net_as_trained": engine.net.spec(),
         "epochs": progress.curves["epoch"][-1],
-        "samples_seen": round(progress.curves["epoch"][-1] * progress.data.n_train),
+        "samples_seen": progress.samples,
         "test_n": data.test_n,
         "measures": list(data.measures),
         f"test_{measure}": first[measure],

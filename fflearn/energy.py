@@ -20,8 +20,9 @@ class EnergyMeter:
     """
 
     def __init__(self, folder: Path = COUNTERS):
-        # One number per package: intel-rapl:0 is one, intel-rapl:0:1 a part of it.
-        self._files = [f / "energy_uj" for f in sorted(folder.glob("*-rapl:[0-9]"))]
+        # intel-rapl:0 is a package, intel-rapl:0:1 a part of it; "psys" is the whole platform.
+        zones = sorted(folder.glob("*-rapl:[0-9]*/name"))
+        self._files = [z.parent / "energy_uj" for z in zones if _is_package(z)]
         self._last = self._read()
 
     def _read(self) -> list[int] | None:
@@ -39,6 +40,13 @@ class EnergyMeter:
         for path, old, new in zip(self._files, before, self._last, strict=True):
             spent += new - old if new >= old else new + _range(path) - old
         return spent / 1e6
+
+
+def _is_package(name: Path) -> bool:
+    try:
+        return name.read_text().startswith("package")
+    except OSError:
+        return False
 
 
 def _range(path: Path) -> int:

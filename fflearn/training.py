@@ -69,6 +69,8 @@ class Progress:
         Best of that measure on the held-out part, and its epoch.
     finished : bool
         No epoch is to come: all are done, or the run was stopped.
+    samples : int
+        Shown in training so far.
     """
 
     engine: Any
@@ -81,6 +83,7 @@ class Progress:
     compile_seconds: float = 0.0
     finished: bool = False
     label: str = ""
+    samples: int = 0
 
     def __post_init__(self) -> None:
         self.curves = {"epoch": [], "loss": [], self.measure: [], "seconds": []} | self.curves
@@ -245,6 +248,7 @@ def fit(
     first, _ = _rehearsed(run, batches)  # a mistake shows before a file is made
     with RunFiles(out, save_every_seconds) as files:
         files.resume(run)
+        run.samples = _samples(run, batches)
         second, run.ledger = _rehearsed(run, batches)
         if not run.finished:
             run.compile_seconds += max(0.0, first - second)
@@ -292,7 +296,8 @@ def _epoch(run: Progress, batches: Any, bar: Any, meter: EnergyMeter, budget: Bu
             if len(batch.x) == batches.batch_size:
                 run.ledger = ledger
             bar.update()
-            if spent := budget.spent(seconds, state.step * batches.batch_size):
+            run.samples = _samples(run, batches)
+            if spent := budget.spent(seconds, run.samples):
                 break
     if state.first_bad():
         _diverged(run, good, state.step - 1)
@@ -304,6 +309,12 @@ def _epoch(run: Progress, batches: Any, bar: Any, meter: EnergyMeter, budget: Bu
     so_far = curve[-1] if curve else 0.0
     curve.append(None if joules is None or so_far is None else so_far + joules)
     return spent
+
+
+def _samples(run: Progress, batches: Any) -> int:
+    """Shown in training so far; the last batch of an epoch may be short."""
+    epochs, steps = divmod(run.state.step, batches.steps_per_epoch)
+    return int(epochs * run.data.n_train + steps * batches.batch_size)
 
 
 def _diverged(run: Progress, good: State, step: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -145,7 +144,7 @@ def _summary(cell: Cell) -> str:
         for g in cell.groups
     ]
     note = (
-        "Training: time in training steps, on a machine that did nothing else; - where it did. Peak: "
+        "Training: time in training steps; - where runs were made side by side. Peak: "
         "arrays kept alive for learning. Floats: per sample, across layer boundaries. Angle: between "
         "what hidden layers learn and the gradient, after training."
     )
@@ -310,7 +309,6 @@ def _audited(audits: Sequence[Record], drawn: dict[str, Drawn]) -> str:
 # -- how to do it again -------------------------------------------------------------------------------
 def _environment(records: Iterable[Mapping[str, Any]]) -> str:
     records = list(records)
-    first = records[0]
     seen: dict[str, dict[str, None]] = {}
     for r in records:
         for name, value in {**r["fingerprint"], **r["versions"]}.items():
@@ -319,15 +317,9 @@ def _environment(records: Iterable[Mapping[str, Any]]) -> str:
         f"<dt>{escape(name)}</dt><dd>{escape(', '.join(values))}</dd>"
         for name, values in seen.items()
     )
-    labels, seeds = (list(dict.fromkeys(r[n] for r in records)) for n in ("label", "seed"))
-    command = ["fflearn", "compare", "--data", first["spec"]["data"], "--net", first["spec"]["net"]]
-    command += ["--rules", ",".join(labels), "--seeds", ",".join(map(str, seeds)) + ","]
-    command += ["--epochs", str(first["spec"]["epochs"])]
-    command += ["--batch-size", str(first["spec"]["batch_size"])]
     return (
         "<h2>To do it again</h2><p>The folder's <code>experiment.toml</code> holds every setting: "
-        "<code>fflearn compare experiment.toml</code>. Where no rule was given settings of its own, "
-        f"this is the same:</p><p><code>{escape(shlex.join(command))}</code></p>"
+        "<code>fflearn compare experiment.toml</code>.</p>"
         f"<h3>Environment</h3><dl>{rows}</dl>"
     )
 

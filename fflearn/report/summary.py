@@ -195,7 +195,7 @@ def difference(records: Sequence[Record], others: Sequence[Record]) -> str:
                     f"{i.mean:+.4f}",
                     f"{i.low:+.4f} to {i.high:+.4f}" if math.isfinite(i.low) else "-",
                     str(n),
-                    f"{mine.seconds / other.seconds:.2f}",
+                    f"{ratio:.2f}" if math.isfinite(ratio := mine.seconds / other.seconds) else "-",
                 )
             )
     if not lines:

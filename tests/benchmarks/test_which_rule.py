@@ -69,8 +69,3 @@ def test_the_page_has_medians_over_tasks_best_first():
 def test_the_page_is_that_of_the_records(tmp_path):
     text = which_rule.write(tmp_path / "page.md")
     assert results.PAGE.with_name("which-rule.md").read_text(encoding="utf-8") == text
-
-
-def test_every_recipe_can_be_read():
-    assert {a.task for a in which_rule.compared(recipe(), [])} == set()
-    assert any(r.name == "digits" for r in results.read_recipes())

@@ -11,9 +11,12 @@ from fflearn.energy import EnergyMeter
 
 @pytest.fixture
 def counters(tmp_path):
-    """Two packages, and a part of the first that must not count twice."""
-    for name in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0"):
+    """Two packages, a part of the first and the platform, which must not count twice."""
+    zones = {"0": "package-0", "1": "package-1", "0:0": "core", "2": "psys"}
+    for zone, kind in zones.items():
+        name = f"intel-rapl:{zone}"
         (tmp_path / name).mkdir()
+        (tmp_path / name / "name").write_text(f"{kind}\n")
         (tmp_path / name / "max_energy_range_uj").write_text("1000000\n")
         (tmp_path / name / "energy_uj").write_text("100\n")
 
@@ -29,6 +32,7 @@ def test_joules_are_the_sum_of_packages_since_the_last_reading(counters):
     write("intel-rapl:0", 500_100)
     write("intel-rapl:1", 250_100)
     write("intel-rapl:0:0", 400_100)
+    write("intel-rapl:2", 900_100)
     assert meter.joules() == pytest.approx(0.75)
     assert meter.joules() == 0
 

@@ -488,8 +488,9 @@ def test_train_is_public():
 def test_a_budget_of_samples_ends_the_run_within_an_epoch(data):
     steps, budget = data.batches(16, 0).steps_per_epoch, training.Budget(samples=16 * 7)
     run = fit(data, epochs=5, budget=budget)
-    assert run.state.step == 7 > steps and run.finished
-    assert run.curves["epoch"] == [1, 7 / steps]
+    # 72 samples in an epoch of 4 1/2 batches: 104 after 7 steps, 120 after 8.
+    assert run.state.step == 8 > steps and run.samples == 120 and run.finished
+    assert run.curves["epoch"] == [1, 8 / steps]
     assert len(run.curves["accuracy"]) == 2 and run.curves["accuracy"][-1] is not None
     assert same(run.state, fit(data, epochs=5, budget=budget).state)
 
