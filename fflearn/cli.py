@@ -150,7 +150,8 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=_seeds, help="how many (3) or which (0,5,7)")
     parser.add_argument("--datasets", type=_texts, help="several in place of --data: cora,citeseer")
     parser.add_argument("--nets", type=_texts, help="several in place of --net, by commas")
-    parser.add_argument("--tune", type=_whole, help="learning rates to try per rule")
+    parser.add_argument("--tune", type=_whole, help="learning rates to try per rule and seed")
+    parser.add_argument("--search", help="how --tune finds them: optuna (default) or grid")
     parser.add_argument(
         "--adapted",
         action="store_true",
@@ -158,6 +159,12 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
         help="also run backprop on each network that a rule adapted",
     )
     parser.add_argument("--jobs", type=_whole, default=1, help="runs at the same time")
+    parser.add_argument(
+        "--cluster",
+        default="",
+        metavar="ADDRESS",
+        help="run on the workers of this Dask scheduler; local: on --jobs of them here",
+    )
     parser.add_argument(
         "--from", dest="source", metavar="DIR", help="draw the records of DIR again; train nothing"
     )
@@ -192,7 +199,8 @@ def _compare(args: argparse.Namespace) -> int:
     from fflearn.comparison import compare, default_folder, table
     from fflearn.experiment import Experiment
 
-    given = _given(args, "name", "rules", "seeds", "datasets", "nets", "tune", "adapted")
+    own = ("name", "rules", "seeds", "datasets", "nets", "tune", "search", "adapted")
+    given = _given(args, *own)
     base = Experiment.load(args.recipe) if args.recipe else None
     if base is not None:
         settings = {**base.settings, **given.pop("settings", {})}
@@ -203,7 +211,8 @@ def _compare(args: argparse.Namespace) -> int:
         given = {**kept, **given, "settings": settings}
     experiment = Experiment.of("the command line", given)
     args.out = args.out or str(default_folder(experiment))
-    records = compare(experiment, out=args.out, jobs=args.jobs, quiet=args.quiet)
+    how = {"jobs": args.jobs, "cluster": args.cluster, "quiet": args.quiet}
+    records = compare(experiment, out=args.out, **how)
     print(table(records))
     _report(args.out)
     print(f"records: {Path(args.out) / 'records'}")

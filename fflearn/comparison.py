@@ -7,6 +7,7 @@ import math
 import statistics
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from fflearn import registry
+from fflearn import registry, tuning
 from fflearn.base import Channel
+from fflearn.cluster import working_on
 from fflearn.data import Data
 from fflearn.data import load as load_data
 from fflearn.errors import DivergenceError, FFLearnError, ShapeError, SpecError
-from fflearn.experiment import TRIALS, Experiment, Run, whole
+from fflearn.experiment import Experiment, Run, source, whole
 from fflearn.fingerprint import fingerprint, versions
 from fflearn.probes import Probing
 from fflearn.run_files import writable
@@ -34,6 +36,7 @@ def compare(
     *,
     out: str | Path | None = None,
     jobs: int = 1,
+    cluster: str = "",
     quiet: bool = True,
     **changes: Any,
 ) -> list[Record]:
@@ -49,6 +52,9 @@ def compare(
     jobs : int
         Runs at the same time.  With more than one, times disturb each other: the records say so,
         and no table shows them.
+    cluster : str
+        The address of a Dask scheduler whose workers do the runs, or "local" for ``jobs`` of them
+        on this machine.  They write to ``out`` themselves, and need to see it.
     quiet : bool
         False shows progress bars.
     **changes
@@ -62,7 +68,7 @@ def compare(
 
     Raises
     ------
-    SpecError, ShapeError, DataError
+    SpecError, ShapeError, DataError, MissingExtra
         Before anything is trained.
 
     Examples
@@ -91,17 +97,24 @@ def compare(
         shown = whole_cell if len(cells) == 1 else experiment
         writable(folder / "records")
         write_atomically(folder / "experiment.toml", shown.dump().encode())
-    if jobs > 1 and experiment.budget_seconds:
+    if (jobs > 1 or cluster) and experiment.budget_seconds:
         raise SpecError(
             "a budget in seconds needs the machine to itself: leave jobs at 1, or give a budget in "
             "samples."
         )
-    if jobs == 1:
+    if jobs == 1 and not cluster:
         return [record_of(run, data, folder, quiet) for run, data in runs]
     from joblib import Parallel, delayed
 
+    folder = None if folder is None else folder.absolute()  # workers may start somewhere else
+    rules = {Path(run.variant.name) for run, _ in runs if source(run.variant.name)}
+    files = [*rules, *([] if folder is None else [folder / "experiment.toml"])]
+    elsewhere = (
+        working_on(cluster, jobs, files, list(loaded.values())) if cluster else nullcontext()
+    )
     work = (delayed(record_of)(run, data, folder, True, contended=True) for run, data in runs)
-    return list(Parallel(n_jobs=jobs, verbose=0 if quiet else 5)(work))
+    with elsewhere:
+        return list(Parallel(n_jobs=-1 if cluster else jobs, verbose=0 if quiet else 5)(work))
 
 
 def _resolved(cell: Experiment, data: Data) -> Experiment:
@@ -130,6 +143,8 @@ def _of_those_that_fit(experiment: Experiment, data: Data) -> Experiment:
 def _check(runs: list[Run], data: Data) -> None:
     """Every mistake shows before the first step of training."""
     e = runs[0].experiment
+    if e.tune > 1:
+        tuning.require(e.search)
     learned = data.split_validation() if e.patience or e.tune > 1 else data
     learned.batches(e.batch_size, seed=0)
     few = learned.batches(min(2, e.batch_size), seed=0).batch(0)
@@ -170,8 +185,10 @@ def record_of(
     path = folder / "records" / f"{slug}.json" if folder is not None else None
     if path is not None and (found := _finished(path, run)):
         return found
-    factor, trials = _tuned(run, data, quiet) if run.experiment.tune > 1 else (1.0, [])
-    e = run.experiment
+    e, factor, trials = run.experiment, 1.0, []
+    if e.tune > 1:
+        trials = _tried(run, data, quiet, folder and folder / "trials" / f"{slug}.json")
+        factor = tuning.best(trials, data.measures[0])["factor"]
     progress = fit(
         engine_for(run, data, factor),
         data,
@@ -208,19 +225,16 @@ def _finished(path: Path, run: Run) -> Record | None:
     return record if isinstance(record, dict) and record.get("spec") == wanted else None
 
 
-def _tuned(run: Run, data: Data, quiet: bool) -> tuple[float, list[Record]]:
-    """The best learning-rate factor on the validation set, and what was tried.
+def _tried(run: Run, data: Data, quiet: bool, kept: Path | None) -> list[Record]:
+    """What became of each learning rate on the validation part; the test part is not looked at.
 
-    The best has the highest first measure of the data, or None where the run diverged.
-
-    Every rule gets the same factors and the same budget.  Every seed is tuned by itself: a run
-    depends on nothing but its own settings, and the spread over seeds holds that of tuning.
+    Every rule gets the same factors or draws and the same budget.  Every seed is tuned by itself: a
+    run depends on nothing but its own settings, and the spread over seeds holds that of tuning.
     """
-    inner = data.split_validation()
-    e, trials, measure = run.experiment, [], data.measures[0]
-    for factor in TRIALS[: e.tune]:
+    e, inner, measure = run.experiment, data.split_validation(), data.measures[0]
+
+    def trial(factor: float) -> Record:
         engine = engine_for(run, data, factor)
-        label = f"{run.label} lr {engine.optimizer.lr:.3g}"
         try:
             found = fit(
                 engine,
@@ -229,14 +243,15 @@ def _tuned(run: Run, data: Data, quiet: bool) -> tuple[float, list[Record]]:
                 batch_size=e.batch_size,
                 seed=run.seed,
                 evaluate_every=e.epochs,
+                budget=budget_of(e),
                 quiet=quiet,
-                label=label,
+                label=f"{run.label} lr {engine.optimizer.lr:.3g}",
             ).best[0]
         except DivergenceError:
             found = None  # a learning rate that diverges is a bad one, not an error
-        trials.append({"factor": factor, "lr": engine.optimizer.lr, measure: found})
-    best = max(trials, key=lambda t: -math.inf if t[measure] is None else t[measure])
-    return best["factor"], trials
+        return {"factor": factor, "lr": engine.optimizer.lr, measure: found}
+
+    return tuning.tried(e.search, e.tune, run.seed, trial, measure, kept)
 
 
 def _record(run: Run, data: Data, progress: Progress, trials: list[Record]) -> Record:

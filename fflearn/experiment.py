@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fflearn import kernels, registry
+from fflearn import kernels, registry, tuning
 from fflearn.data.kind import TASKS
 from fflearn.engine import default_optimizer
 from fflearn.errors import SpecError
@@ -30,11 +30,9 @@ NETS = {"cifar10": "dense 1024 relu | dense 512 relu | dense 10"}
 OBJECTIVES = {"classification": "softmax_cross_entropy", "regression": "mse"}
 OPTIMIZER_SETTINGS = ("optimizer", "lr", "momentum", "weight_decay", "schedule")
 
-# Learning rates to try, as factors of the given one: outward, so that few trials stay near it.
-TRIALS = (1.0, 3.0, 0.3, 10.0, 0.1, 30.0, 0.03, 100.0, 0.01)
-
 # Fields of later versions: where they are left alone, a record of before is found again.
 LATER = ("probes", "budget_seconds", "budget_samples")
+BEFORE = "grid"  # how learning rates were searched when records did not say it
 MOST_SEEDS = 1000  # what "how many seeds" can mean: a larger number was meant as a seed
 
 
@@ -68,8 +66,10 @@ class Experiment:
         ``{"rule.param": value}``: a parameter or optimizer setting of one rule, by its name or
         label.
     tune : int
-        Learning rates to try per rule, chosen by accuracy on the validation set; 0 or 1 keeps
-        the given one.
+        Learning rates to try per rule and seed, chosen by the data's first measure on the
+        validation part; 0 or 1 keeps the given one.
+    search : str
+        Which ones: "optuna" (log-uniform, then near those that did well) or "grid"; `fflearn.tuning`.
     adapted : bool
         Also run backprop on every network that a rule adapted.
     patience : int
@@ -103,6 +103,7 @@ class Experiment:
     schedule: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     tune: int = 0
+    search: str = "optuna"
     adapted: bool = False
     patience: int = 0
     budget_seconds: float | None = None
@@ -127,8 +128,7 @@ class Experiment:
         for name in ("budget_seconds", "budget_samples"):
             if (given := getattr(self, name)) is not None and not given > 0:
                 raise SpecError(f"{name} needs a number above 0; got {given!r}.")
-        if whole("tune", self.tune, 0) > len(TRIALS):
-            raise SpecError(f"tune needs at most {len(TRIALS)} learning rates; got {self.tune}.")
+        tuning.check(self.search, whole("tune", self.tune, 0))
         for seed in self.seeds:
             whole("a seed", seed, 0)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -320,6 +320,7 @@ class Run:
             "backend": e.backend,
             "dtype": e.dtype,
             **{n: v for n in LATER if (v := getattr(e, n))},
+            **({"search": e.search} if e.tune > 1 and e.search != BEFORE else {}),
             **source(self.variant.name),
         }
 

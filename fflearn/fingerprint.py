@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-PACKAGES = ("numpy", "numba", "scikit-learn", "safetensors", "torch", "cupy-cuda13x")
+PACKAGES = ("numpy", "numba", "scikit-learn", "safetensors", "torch", "cupy-cuda13x", "optuna")
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -16,6 +17,7 @@ from fflearn.report import figures as fig
 from fflearn.report.figures import Drawn
 from fflearn.report.summary import Cell, Record, cells_of
 from fflearn.statistics import MANY, Interval, interquartile_mean, mean_ranks, performance_profile
+from fflearn.tuning import SPAN
 
 FACTORS = np.geomspace(1, 32, 64).tolist()
 COSTS = {
@@ -23,6 +25,12 @@ COSTS = {
     "peak_bytes": "accuracy-against-memory",
     "floats": "accuracy-against-floats",
     "joules": "accuracy-against-energy",
+}
+
+HOWS = {
+    "optuna": f"by Optuna, log-uniform from {SPAN[0]:g} to {SPAN[1]:g} times the given rate, from "
+    "its tenth on near those that did well, seeded by the run's seed",
+    "grid": "from a fixed grid",
 }
 
 
@@ -112,7 +120,7 @@ def _cell(cell: Cell, target: float, start: str, drawn: dict[str, Drawn]) -> str
         caption = f"{probe.replace('_', ' ')}, layer by layer, first seed."
         parts += [f"<h3>{escape(probe.replace('_', ' ').capitalize())} over training</h3>"]
         parts += [figure(probe.replace("_", "-"), shown, caption)]
-    parts += [_knows(cell), _settings(cell)]
+    parts += [_knows(cell), _tuning(cell), _settings(cell)]
     return "\n".join(parts)
 
 
@@ -219,14 +227,53 @@ def _knows(cell: Cell) -> str:
     )
 
 
+def _tuning(cell: Cell) -> str:
+    """How learning rates were found, and what that was worth on the validation part."""
+    tuned = [g for g in cell.groups if g.first["trials"]]
+    if not tuned:
+        return ""
+    rows, hows = [], dict[str, None]()
+    for g in tuned:
+        spec, trials = g.first["spec"], [r["trials"] for r in g.records]
+        hows[HOWS[spec.get("search", "grid")]] = None
+        chosen = ", ".join(f"{r['optimizer']['lr']:.3g}" for r in g.records)
+        first = [_score(t[0], g.measure) for t in trials]
+        top = [max(_score(trial, g.measure) for trial in t) for t in trials]
+        lost = sum(trial[g.measure] is None for t in trials for trial in t)
+        rows.append(
+            [
+                Value(escape(g.label), g.label),
+                Value(str(len(trials[0])), len(trials[0])),
+                Value(chosen, statistics.mean(r["optimizer"]["lr"] for r in g.records)),
+                _number(statistics.mean(first), ".4f"),
+                _number(statistics.mean(top), ".4f"),
+                Value(str(lost), lost),
+            ]
+        )
+    measure = cell.groups[0].measure.replace("_", " ")
+    head = ["rule", "tried per seed", "learning rate, by seed", f"{measure}, given rate"]
+    head += [f"{measure}, chosen rate", "diverged"]
+    note = (
+        f"Learning rates were tried {' or '.join(hows)}, the given one first, and chosen by the "
+        "score on a part held out of training: that score, mean over seeds, is the one shown here. "
+        "The test part was not looked at. Every rule had as many, from the same range and draws."
+    )
+    return (
+        "<h3>How learning rates were found</h3>"
+        + _table(head, rows)
+        + f'<p class="note">{escape(note)}</p>'
+    )
+
+
+def _score(trial: Mapping[str, Any], measure: str) -> float:
+    return -math.inf if trial[measure] is None else trial[measure]
+
+
 def _settings(cell: Cell) -> str:
     rows = []
     for g in cell.groups:
         chosen = ", ".join(f"{n} = {v}" for n, v in g.first["optimizer"].items())
-        lrs = sorted({r["optimizer"]["lr"] for r in g.records})
-        tuned = (
-            f" (tuned by seed: {', '.join(f'{lr:.3g}' for lr in lrs)})" if g.first["trials"] else ""
-        )
+        tuned = " (learning rate of the first seed: see above)" if g.first["trials"] else ""
         own = "" if g.first["net_as_trained"] == g.first["net"] else g.first["net_as_trained"]
         links = " ".join(
             f'<a href="{escape(r["file"])}">{r["seed"]}</a>' if "file" in r else str(r["seed"])

@@ -74,6 +74,13 @@ def spawn(*words: object, code: str | None = None, **environment: str) -> Said:
     return Said(done.returncode, done.stdout, done.stderr)
 
 
+def unmeasured(record):
+    """A record without what a clock or a counter measured."""
+    measured = ("train_seconds", "compile_seconds", "seconds", "joules", "contended")
+    kept = {n: v for n, v in record.items() if n not in measured}
+    return {**kept, "curves": {n: v for n, v in record["curves"].items() if n not in measured}}
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by relative path."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file())

@@ -60,7 +60,7 @@ def test_every_option_reaches_the_experiment(here, say):
         *("--optimizer", "sgd", "--momentum", 0.5, "--weight-decay", "0.01,0.001"),
         *("--schedule", "cosine", "--objective", "mse", "--patience", 2, "--evaluate-every", 2),
         *("--task", "classification"),
-        *("--tune", 2, "--adapted", "--backend", "reference", "--dtype", "float64"),
+        *("--tune", 2, "--search", "grid", "--adapted", "--backend", "reference", "--dtype", "float64"),
         *("--threads", 2, "--set", "dfa.scale=2", "--set", "ff.lr=0.001", "--out", "o/p"),
     )
     assert (said.code, said.err) == (0, "")
@@ -81,6 +81,7 @@ def test_every_option_reaches_the_experiment(here, say):
         schedule="cosine",
         settings={"dfa.scale": 2, "ff.lr": 0.001},
         tune=2,
+        search="grid",
         adapted=True,
         patience=2,
         evaluate_every=2,
@@ -413,7 +414,8 @@ OF_COMPARE = {
     "--rules": ["", ",", "foo", "dfaa", "dfa,dfa", "dfa,direct_feedback_alignment", "dfa["]
     + ["dfa[scale]", "dfa[scal=2]", "dfa[scale=x]", "dfa[scale=1", "none.py", "torch[x=1]"]
     + ["@dfa", "backprop@foo", "empty_rule.py", "broken_rule.py", "ff[norm=foo]", "blobs.csv"],
-    "--tune": ["-1", "x", "99"],
+    "--tune": ["-1", "x", "1.5"],
+    "--search": ["", "random"],
     "--jobs": ["0", "-1", "x"],
     "--name": ["a/b", " ", "a b"],
 }

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from core_runs import RULE, blobs, contents
+from core_runs import RULE, blobs, contents, unmeasured
 
-from fflearn import comparison, experiment, registry
+from fflearn import comparison, experiment, registry, tuning
 from fflearn.base import Channel
 from fflearn.comparison import compare, default_folder, table
 from fflearn.data import load
@@ -24,7 +24,7 @@ from fflearn.errors import (
     ShapeError,
     SpecError,
 )
-from fflearn.experiment import TRIALS, Experiment
+from fflearn.experiment import Experiment
 from fflearn.run_files import FINAL
 from fflearn.training import restored, train
 
@@ -36,13 +36,6 @@ test_n measures test_accuracy accuracies metrics train_seconds joules compile_se
 optimizer_bytes
 channels_declared floats_per_sample gradient_angles contended forward_passes weight_transport optimizer trials spec versions
 fingerprint curves"""
-
-
-def unmeasured(record):
-    """A record without what a clock or a counter measured."""
-    measured = ("train_seconds", "compile_seconds", "seconds", "joules", "contended")
-    kept = {n: v for n, v in record.items() if n not in measured}
-    return {**kept, "curves": {n: v for n, v in record["curves"].items() if n not in measured}}
 
 
 def refuse_to_train(monkeypatch):
@@ -275,7 +268,7 @@ def test_every_rule_tries_the_same_learning_rates_on_the_validation_part(here, m
         return fit(engine, given, **named)
 
     monkeypatch.setattr(comparison, "fit", spy)
-    records = compare(tune=3, **{**SMALL, "seeds": (4,)})
+    records = compare(tune=3, search="grid", **{**SMALL, "seeds": (4,)})
     trials = [t for t in tried if t[1].name == "blobs-validation"]
     assert len(trials) == 3 * 3 and len(tried) == len(trials) + 3
     for _, given, named, _ in trials:
@@ -284,17 +277,18 @@ def test_every_rule_tries_the_same_learning_rates_on_the_validation_part(here, m
         assert not test & {row.tobytes() for row in (*given.x_train, *given.x_test)}
         assert (named["epochs"], named["batch_size"], named["seed"]) == (2, 16, 4)
     for r in records:
-        assert [t["factor"] for t in r["trials"]] == list(TRIALS[:3])
+        assert [t["factor"] for t in r["trials"]] == list(tuning.GRID[:3])
         best = max(t["accuracy"] for t in r["trials"])
         first = next(t for t in r["trials"] if t["accuracy"] == best)
         assert r["optimizer"]["lr"] == first["lr"]
         rule = registry.rule(r["label"])
-        assert [t["lr"] for t in r["trials"]] == [f * rule.optimizer["lr"] for f in TRIALS[:3]]
+        lrs = [f * rule.optimizer["lr"] for f in tuning.GRID[:3]]
+        assert [t["lr"] for t in r["trials"]] == lrs
 
 
 def test_tuning_does_not_see_the_test_part(here):
     x, y = blobs(60)
-    few = {**SMALL, "rules": ("dfa",), "seeds": (0,), "tune": 4}
+    few = {**SMALL, "rules": ("dfa",), "seeds": (0,), "tune": 4, "search": "grid"}
     found = []
     for sign in (1, -1):
         np.savez("d.npz", x_train=x[:48], y_train=y[:48], x_test=sign * x[48:], y_test=y[48:])
@@ -313,9 +307,9 @@ def test_without_tuning_the_given_rate_stays_and_no_trial_is_made(here, tune):
 
 
 def test_a_learning_rate_that_diverges_loses(here, monkeypatch):
-    monkeypatch.setattr(comparison, "TRIALS", (1.0, 1e38))
+    monkeypatch.setattr(tuning, "GRID", (1.0, 1e38))
     few = {**SMALL, "rules": ("backprop",), "seeds": (0,), "optimizer": "sgd", "lr": 0.1}
-    (record,) = compare(tune=2, **few)
+    (record,) = compare(tune=2, search="grid", **few)
     assert record["trials"][0]["accuracy"] > 0 and record["trials"][1]["accuracy"] is None
     assert record["optimizer"]["lr"] == 0.1
 
@@ -347,7 +341,8 @@ MISTAKES = {
     "hidden layer": ({"net": "dense 3"}, SpecError),
     "batch": ({"batch_size": 73}, DataError),
     "batch of the validation part": ({"batch_size": 70, "patience": 1}, DataError),
-    "batch of the tuning": ({"batch_size": 70, "tune": 2}, DataError),
+    "batch of the tuning": ({"batch_size": 70, "tune": 2, "search": "grid"}, DataError),
+    "more than the grid": ({"tune": 10, "search": "grid"}, SpecError),
     "data": ({"data": "missing.csv"}, DataError),
     "field": ({"colour": 3}, SpecError),
     "jobs": ({"jobs": 0}, SpecError),

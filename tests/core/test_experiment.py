@@ -12,7 +12,7 @@ import pytest
 
 from fflearn import registry
 from fflearn.errors import FFLearnError, SpecError
-from fflearn.experiment import TRIALS, Experiment, available_rules, source
+from fflearn.experiment import Experiment, available_rules, source
 
 hypothesis = pytest.importorskip("hypothesis")
 given, st = hypothesis.given, hypothesis.strategies
@@ -37,6 +37,7 @@ OTHER = {
     "schedule": "step:20,30:0.5",
     "settings": {"dfa.scale": 2.0, "forward_forward.head": False, "dfa.schedule": 'a "b" \\ c'},
     "tune": 3,
+    "search": "grid",
     "adapted": True,
     "patience": 2,
     "evaluate_every": 4,
@@ -149,7 +150,8 @@ WRONG = {
     "datasets": ["cora", ("cora", "cora"), (3,), None],
     "nets": ["mlp", ("gcn", "gcn"), (3,), None],
     "probes": ["dead_units", (1,), None],
-    "tune": [-1, len(TRIALS) + 1, 1.0],
+    "tune": [-1, 1.0],
+    "search": ["", "random", 3],
     "patience": [-1, "long"],
     "seeds": [(), 0, -1, (0, 0), (-1,), (True,), (1.5,), ("0",), "0,1", 100_000, True, None],
     "rules": ["dfa", ("dfa", 3), 3, None],
@@ -333,10 +335,12 @@ def test_the_digest_depends_on_everything_that_the_result_depends_on():
     free = {"name": "x", "threads": 2, "adapted": True, "rules": ("dfa", "fa"), "seeds": (0, 1)}
     free["task"] = "regression"  # the data's own digest differs
     free |= {"datasets": ("cora",), "nets": ("gcn",)}  # a run belongs to one of them
+    free["search"] = "grid"  # where nothing is tuned
     same = {digest(**{n: v}) for n, v in free.items()}
     assert same == {digest()}
     deciding = [{n: v} for n, v in OTHER.items() if n not in {*free, "momentum", "net", "settings"}]
     deciding += [{"momentum": 0.5, "optimizer": "sgd"}, {"net": "dense 3"}, {"seeds": (1,)}]
+    deciding += [{"tune": 3, "search": "grid"}]
     deciding += [{"settings": {"dfa.scale": 2.0}}, {"rules": ("dfa[scale=2]",)}, {"data": "y.csv"}]
     found = [digest(), digest("other"), *(digest(**change) for change in deciding)]
     assert len(set(found)) == len(found)

@@ -243,7 +243,8 @@ def test_a_process_killed_from_outside_goes_on(here):
 def test_a_comparison_killed_midway_ends_with_the_same_records(here, killer):
     data = Path("blobs.csv").absolute()
     words = ["compare", "--data", data, "--net", NET, "--epochs", 3, "--batch-size", 16, "--quiet"]
-    words += ["--seeds", 2, "--rules", "backprop,ff,dfa", "--tune", 2, "--backend", "reference"]
+    words += ["--seeds", 2, "--rules", "backprop,ff,dfa", "--backend", "reference"]
+    words += ["--tune", 2, "--search", "grid"]
     assert killer(*words, "--out", Path("whole").absolute()) == 0
 
     # A first start writes experiment.toml; then each run is two files, its network and its record.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from core_runs import contents
 
-from fflearn import comparison
+from fflearn import comparison, tuning
 from fflearn.comparison import compare, table
 from fflearn.data import AddingTask, load
 from fflearn.data.graphs import GraphData
@@ -72,9 +72,9 @@ def test_early_stopping_and_tuning_go_by_r_squared(house, monkeypatch):
     run = train(NET, "backprop", "house.csv", epochs=40, patience=3, optimizer=SGD(1e-4))
     curve = run.curves["r2"]
     assert curve[0] < -1 and run.best[0] == max(curve) > curve[0] and run.epoch > 4
-    monkeypatch.setattr(comparison, "TRIALS", (1.0, 30.0, 1e38))
+    monkeypatch.setattr(tuning, "GRID", (1.0, 30.0, 1e38))
     few = {**SMALL, "rules": ("backprop",), "seeds": (0,), "optimizer": "sgd", "lr": 1e-4}
-    (record,) = compare(data="house.csv", tune=3, **few)
+    (record,) = compare(data="house.csv", tune=3, search="grid", **few)
     slow, fast, diverged = record["trials"]
     assert slow["r2"] < fast["r2"] and diverged["r2"] is None
     assert record["optimizer"]["lr"] == fast["lr"]

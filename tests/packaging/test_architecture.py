@@ -38,8 +38,10 @@ A_RULE_MAY_IMPORT = (
 # package: the only files that import it
 KEPT_TO = {
     "cupy": ("gpu/",),
+    "distributed": ("fflearn/cluster.py",),
     "flwr": ("fflearn/federated.py",),
     "numba": ("fflearn/kernels/", "gpu/"),
+    "optuna": ("fflearn/tuning.py",),
     "torch": ("fflearn/torch/", "gpu/"),
 }
 # The registry turns names into objects; nothing else asks what something is called.

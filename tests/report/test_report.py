@@ -115,6 +115,26 @@ def test_energy_is_shown_where_it_was_measured(one_net):
     assert "accuracy-against-energy" in drawn and "Energy: not measured" not in text
 
 
+def test_how_learning_rates_were_found_is_told(one_net):
+    assert "How learning rates were found" not in page(one_net)[0]
+    scores = {0: (0.5, 0.75), 1: (0.25, None), 2: (None, 1.0)}  # by seed; of lr 0.1 and 0.4
+    tuned = []
+    for r in one_net:
+        found = zip((1.0, 4.0), scores[r["seed"]], strict=True)
+        trials = [{"factor": f, "lr": 0.1 * f, "accuracy": a} for f, a in found]
+        chosen = {**r["optimizer"], "lr": 0.1 if r["seed"] == 1 else 0.4}
+        spec = {**r["spec"], "tune": 2, "search": "optuna"}
+        tuned.append({**r, "trials": trials, "optimizer": chosen, "spec": spec})
+    dfa = [r for r in tuned if r["label"] == "dfa"]
+    text, _ = page([r for r in one_net if r["label"] == "backprop"] + dfa)
+    (table,) = (t for t in Page(text).tables if "diverged" in t[0])
+    assert table[1:] == [["dfa", "2", "0.4, 0.1, 0.4", "-", "0.6667", "2"]]
+    assert "by Optuna, log-uniform from 0.01 to 100 times the given rate" in text
+    assert "The test part was not looked at." in text
+    grid = [{**r, "spec": {n: v for n, v in r["spec"].items() if n != "search"}} for r in dfa]
+    assert "tried from a fixed grid, the given one first" in page(grid)[0]
+
+
 def test_samples_and_seconds_to_a_target(records):
     cell = cells_of(records)[0]
     group = cell.groups[0]
