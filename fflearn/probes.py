@@ -1,21 +1,25 @@
 """Probes: numbers measured on a network while it learns, layer by layer, that change no bit of it.
 
-A probe is a function ``probe(v, u, g) -> float`` of one layer's view, of what its rule would
-learn, and of what backprop would learn from the same batch with the same weights (None where
-backprop cannot train that network).  None or nan means: nothing to measure here.  A rule adds
-probes of its own as methods ``name(v, u)`` listed in `Rule.probes`.
+A probe of a step is a function ``probe(v, u, g) -> float`` of one layer's view, of what its rule
+would learn, and of what backprop would learn from the same batch with the same weights (None where
+backprop cannot train that network).  A rule adds probes of its own as methods ``name(v, u)``
+listed in `Rule.probes`.  A probe of what a layer holds is a function of its activity on samples of
+the training part and of the held-out part (`HELD`).  None or nan means: nothing to measure here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fflearn import registry
-from fflearn.base import Array, Batch, LayerView, Rule, Update
+from fflearn import registry, representations
+from fflearn.base import Array, Batch, Key, LayerView, Rule, Update
+from fflearn.bus import Bus
+from fflearn.data import DataSet
 from fflearn.emergence import hoyer
 from fflearn.engine import Engine
 from fflearn.errors import SpecError
@@ -23,6 +27,7 @@ from fflearn.registry import Variant
 from fflearn.state import State
 
 Probe = Callable[[LayerView, Update, Update | None], float | None]
+SAMPLES = 1000  # at most, of either part of the data, for what layers hold
 
 
 # -- the rule's update beside the true gradient --------------------------------------------------
@@ -111,19 +116,63 @@ def _activity(v: LayerView) -> Array | None:
     return y.reshape(-1, y.shape[-1]).astype(float)
 
 
+# -- what a layer holds, on samples not learned from ---------------------------------------------
+class Held(NamedTuple):
+    """A layer's activity while the network predicts, and the labels (N,) or numbers (N, K)."""
+
+    train: Array
+    y_train: Array
+    held: Array
+    y_held: Array
+
+
+def linear_probe(h: Held) -> float | None:
+    """Accuracy on held-out samples of a linear read-out fitted to training samples; of classes.
+
+    See `fflearn.representations.linear_probe`.
+    """
+    return representations.linear_probe(*h) if h.y_train.ndim == 1 else None
+
+
+def cka(h: Held) -> float:
+    """Similarity of a layer's activity to the labels, one-hot, on held-out samples: 0 to 1.
+
+    1 where the samples of a class are all alike and classes lie equally far apart; of numbers to
+    predict, where activity is a rotation of them.  Kornblith et al. (2019), arXiv:1905.00414, eq. 3.
+    """
+    y = h.y_held
+    labels = y if y.ndim > 1 else (y[:, None] == np.unique(y)).astype(float)
+    return representations.cka(h.held, labels)
+
+
+# -- how far a layer has settled -----------------------------------------------------------------
+class Relaxing(Bus):
+    """A Bus that notes how much each state changed in the last sweep in which it relaxed."""
+
+    def __init__(self, *args: Any, changes: dict[int, float], **named: Any):
+        super().__init__(*args, **named)
+        self._changes = changes
+
+    def _call(self, hook: str, v: Any, *args: Any) -> Any:
+        if hook != "relax" or not self.rule.has_state(v.spec):
+            return super()._call(hook, v, *args)
+        old = v.state["s"]
+        super()._call(hook, v, *args)
+        self._changes[v.spec.index] = float(np.abs(v.state["s"] - old).max())
+
+
 # -- measuring -----------------------------------------------------------------------------------
-PROBES: dict[str, Probe] = {
+GRADIENT: dict[str, Probe] = {
     f.__name__: f
-    for f in (
-        gradient_angle,
-        gradient_cosine,
-        gradient_norm_ratio,
-        gradient_sign_agreement,
-        dead_units,
-        effective_rank,
-        hoyer_sparsity,
-    )
+    for f in (gradient_angle, gradient_cosine, gradient_norm_ratio, gradient_sign_agreement)
 }
+PROBES: dict[str, Probe] = GRADIENT | {
+    f.__name__: f for f in (dead_units, effective_rank, hoyer_sparsity)
+}
+HELD: dict[str, Callable[[Held], float | None]] = {f.__name__: f for f in (linear_probe, cka)}
+# The largest change of a unit in the last sweep of the step's last settling (of equilibrium
+# propagation the nudged one); None of layers and rules that do not relax.
+RESIDUAL = "relaxation_residual"
 
 
 class Probing:
@@ -136,7 +185,11 @@ class Probing:
     batch : Batch
         Fixed, so that one measurement can be compared with the next.
     names : iterable of str
-        Of `PROBES` and of the rule's own; what another rule has is left out here.
+        Of `PROBES`, `HELD`, `RESIDUAL` and of the rule's own; what another rule has is left out
+        here.
+    data : Data, optional
+        What `HELD` looks at: at most `SAMPLES` of its training and test part each, of data with one
+        label or row of numbers per sample.  Without it those are left out.
 
     Raises
     ------
@@ -144,27 +197,48 @@ class Probing:
         A name that no rule knows.
     """
 
-    def __init__(self, engine: Any, batch: Batch, names: Iterable[str]):
+    def __init__(self, engine: Any, batch: Batch, names: Iterable[str], data: Any = None):
         self.engine, self.batch = engine, batch
-        ours = isinstance(engine, Engine)  # the reference path has no views
-        self.probes = {n: p for n in names if (p := _probe(engine.rule, n)) and ours}
-        self.exact = exact_engine(engine) if self.probes else None
+        known = [n for n in names if _known(engine.rule, n)]
+        names = known if isinstance(engine, Engine) else []  # the reference path has no views
+        own = {n: _own(engine.rule, n) for n in names if n in engine.rule.probes}
+        self.probes: dict[str, Probe] = {n: PROBES[n] for n in names if n in PROBES} | own
+        self.held = {n: HELD[n] for n in names if n in HELD}
+        self.residual = RESIDUAL in names
+        self.samples = _samples(data) if self.held else None
+        self.exact = exact_engine(engine) if GRADIENT.keys() & self.probes.keys() else None
 
     def measure(self, state: State) -> dict[str, float | None]:
         """``{"name/layer index": value}``; None where there was nothing to measure."""
         gradients = self._gradients(state)
         found: dict[str, float | None] = {}
+        changes: dict[int, float] = {}
 
         def observe(v: LayerView, u: Update) -> None:
             for name, probe in self.probes.items():
-                value = probe(v, u, gradients.get(v.spec.index))
-                known = value is not None and math.isfinite(value)
-                found[f"{name}/{v.spec.index}"] = value if known else None
+                found[f"{name}/{v.spec.index}"] = probe(v, u, gradients.get(v.spec.index))
 
-        if self.probes:
-            with np.errstate(all="ignore"):
-                self.engine.observed(state, self.batch, observe)
-        return found
+        with np.errstate(all="ignore"):
+            if self.probes or self.residual:
+                wire: Any = partial(Relaxing, changes=changes)
+                self.engine.observed(state, self.batch, observe, wire)
+            found |= self._of_what_layers_hold(state)
+        if self.residual:
+            found |= {f"{RESIDUAL}/{s.index}": changes.get(s.index) for s in self.engine.specs}
+        finite = {n: value is not None and math.isfinite(value) for n, value in found.items()}
+        return {n: value if finite[n] else None for n, value in found.items()}
+
+    def _of_what_layers_hold(self, state: State) -> dict[str, float | None]:
+        if self.samples is None:
+            return {}
+        x, y, x_held, y_held = self.samples
+        train, held = (representations.in_use(self.engine, state, a) for a in (x, x_held))
+        learning = [s.index for s in self.engine.specs if s.learns and s.index in train]
+        return {
+            f"{name}/{layer}": probe(Held(train[layer], y, held[layer], y_held))
+            for name, probe in self.held.items()
+            for layer in learning
+        }
 
     def _gradients(self, state: State) -> dict[int, Update]:
         if self.exact is None:
@@ -205,19 +279,30 @@ def with_weights_of(state: State, engine: Engine) -> State:
     return twin
 
 
-def _probe(rule: Rule, name: str) -> Probe | None:
-    if name in PROBES:
-        return PROBES[name]
-    if name in rule.probes:
-        own = getattr(rule, name)
-        return lambda v, u, g: own(v, u)
-    known = known_probes()
-    if name not in known:
+def _known(rule: Rule, name: str) -> bool:
+    """Whether a probe can be measured with a rule; SpecError where no rule has it."""
+    if name in {*PROBES, *HELD, RESIDUAL, *rule.probes}:
+        return True
+    if name not in (known := known_probes()):
         raise SpecError(f"there is no probe {name!r}; there are: {', '.join(known)}.")
-    return None
+    return False
+
+
+def _own(rule: Rule, name: str) -> Probe:
+    own = getattr(rule, name)
+    return lambda v, u, g: own(v, u)
 
 
 def known_probes() -> list[str]:
     """Names of all probes, those of the rules among them."""
     own = (n for r in registry.names() for n in registry.rule_class(r).probes)
-    return [*PROBES, *dict.fromkeys(own)]
+    return [*PROBES, *HELD, RESIDUAL, *dict.fromkeys(own)]
+
+
+def _samples(data: Any) -> tuple[Array, Array, Array, Array] | None:
+    """Samples and labels of the training and of the test part, the same in every run."""
+    if not isinstance(data, DataSet):
+        return None
+    key = Key(0).fold("probes")
+    train, held = (key.permutation(n)[:SAMPLES] for n in (data.n_train, data.test_n))
+    return data.x_train[train], data.y_train[train], data.x_test[held], data.y_test[held]

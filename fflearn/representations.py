@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from fflearn.base import Array
+from fflearn.base import Array, Key
+from fflearn.bus import Bus
 from fflearn.emergence import activities
 from fflearn.engine import Engine
 from fflearn.errors import ShapeError
@@ -30,7 +33,10 @@ def linear_probe(train: Array, y_train: Array, test: Array, y_test: Array) -> fl
     x, z = x - mean, z - mean
     hot = (y_train[:, None] == classes).astype(float)
     scale = RIDGE * max(float((x * x).mean()), np.finfo(float).tiny) * len(x)
-    w = np.linalg.solve(x.T @ x + scale * np.eye(x.shape[1]), x.T @ (hot - hot.mean(axis=0)))
+    table, target = _products(x), hot - hot.mean(axis=0)
+    of_samples = len(table) < x.shape[1]  # the same weights, from the smaller of the two tables
+    w = np.linalg.solve(table + scale * np.eye(len(table)), target if of_samples else x.T @ target)
+    w = x.T @ w if of_samples else w
     found = classes[(z @ w + hot.mean(axis=0)).argmax(axis=1)]
     return float((found == y_test).mean())
 
@@ -55,7 +61,7 @@ def cka(a: Array, b: Array) -> float:
         raise ShapeError(f"cka needs the same samples in both; got {len(a)} and {len(b)} rows.")
     x, y = (u - u.mean(axis=0) for u in (_units(a), _units(b)))
     between = np.linalg.norm(x.T @ y) ** 2
-    own = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
+    own = np.linalg.norm(_products(x)) * np.linalg.norm(_products(y))
     return float(between / own) if own else 0.0
 
 
@@ -78,6 +84,48 @@ def similarity(
     """
     a, b = activities(one, mine, x, y), activities(other, theirs, x, y)
     return np.array([[cka(p, q) for q in b.values()] for p in a.values()]), list(a), list(b)
+
+
+class Listener(Bus):
+    """A Bus that notes what layers send up: in each sweep, or where they relax, in the end."""
+
+    def listen(self) -> None:
+        """From now on."""
+        self.fired: dict[int, list[Any]] = {}
+        self.settled: dict[int, Any] = {}
+
+    def _call(self, hook: str, v: Any, *args: Any) -> Any:
+        out = super()._call(hook, v, *args)
+        if hook == "forward":
+            self.fired.setdefault(v.spec.index, []).append(out.x)
+        elif hook == "relax":
+            self.settled[v.spec.index] = v.state["s"]
+        return out
+
+
+def in_use(engine: Engine, state: State, x: Array) -> dict[int, Array]:
+    """What each layer sends up (B, n) while the network predicts x (B, *in), by layer index.
+
+    It predicts by the rule's last way (`Rule.predictors`), which looks at the output: where a rule
+    writes labels into the input, it is the one with no label in it.  Where there is none without,
+    the activities with each class's label stand side by side.
+    """
+    key = Key(state.seed).using(engine.kernels).fold("predict")
+    bus = Listener(engine, state, None, key, False)
+    bus.listen()
+    x = np.ascontiguousarray(x, engine.dtype)
+    with engine.kernels.running(engine.threads):
+        engine.rule.predict(bus, x, engine.rule.predictors[-1])
+    found = bus.fired | {layer: [settled] for layer, settled in bus.settled.items()}
+    return {
+        layer: np.concatenate([a.reshape(len(x), -1) for a in parts], axis=1)
+        for layer, parts in found.items()
+    }
+
+
+def _products(x: Array) -> Array:
+    """Of units with units (n, n), or of samples with samples (N, N), whichever is smaller."""
+    return x @ x.T if len(x) < x.shape[1] else x.T @ x
 
 
 def _units(a: Array) -> Array:

@@ -154,8 +154,8 @@ def train(
     budget : Budget
         Seconds or samples after which the run stops, within an epoch if need be.
     probes : iterable of str
-        Names of `fflearn.probes`, measured on the first batch of the run where it is evaluated; in
-        ``.curves`` as "name/layer index".
+        Names of `fflearn.probes`, measured where the run is evaluated, on its first batch (what
+        layers hold on samples of both parts); in ``.curves`` as "name/layer index".
     out : path, optional
         Folder for ``checkpoint.safetensors`` (once an epoch) and ``final.safetensors``.  The
         same call again resumes bit for bit, or returns the finished run.
@@ -244,7 +244,7 @@ def fit(
     identity = _identity(engine, data, epochs, batches.batch_size, patience, budget)
     run.state.meta |= {"run": identity}
     run.label = label or identity["rule"]
-    probing = Probing(engine, batches.batch(0), probes)
+    probing = Probing(engine, batches.batch(0), probes, data)
     first, _ = _rehearsed(run, batches)  # a mistake shows before a file is made
     with RunFiles(out, save_every_seconds) as files:
         files.resume(run)

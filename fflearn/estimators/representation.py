@@ -8,13 +8,12 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from fflearn.base import Key
-from fflearn.bus import Bus
 from fflearn.engine import Engine
 from fflearn.errors import SpecError
 from fflearn.estimators.base import FLOATS
 from fflearn.estimators.classifier import LocalClassifier
 from fflearn.estimators.samples import parts
+from fflearn.representations import in_use
 from fflearn.state import State
 
 
@@ -80,34 +79,9 @@ class LayerTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return tags
 
 
-class Listener(Bus):
-    """A Bus that notes what layers send up: in each sweep, or where they relax, in the end."""
-
-    def listen(self) -> None:
-        """From now on."""
-        self.fired: dict[int, list[Any]] = {}
-        self.settled: dict[int, Any] = {}
-
-    def _call(self, hook: str, v: Any, *args: Any) -> Any:
-        out = super()._call(hook, v, *args)
-        if hook == "forward":
-            self.fired.setdefault(v.spec.index, []).append(out.x)
-        elif hook == "relax":
-            self.settled[v.spec.index] = v.state["s"]
-        return out
-
-
 def activity(engine: Engine, state: State, x: np.ndarray, layer: int) -> np.ndarray:
     """What a layer sends up (B, n) while the network predicts x (B, n_features)."""
     n = len(engine.specs)
     if isinstance(layer, bool) or not isinstance(layer, (int, np.integer)) or not -n <= layer < n:
         raise SpecError(f"layer needs a whole number in {-n} .. {n - 1}; got {layer!r}.")
-    key = Key(state.seed).using(engine.kernels).fold("predict")
-    bus = Listener(engine, state, None, key, False)
-    bus.listen()
-    x = np.ascontiguousarray(x, engine.dtype).reshape(len(x), *engine.in_shape)
-    with engine.kernels.running(engine.threads):
-        engine.rule.predict(bus, x, engine.rule.predictors[-1])
-    index = layer % n
-    found = [bus.settled[index]] if index in bus.settled else bus.fired[index]
-    return np.concatenate([a.reshape(len(x), -1) for a in found], axis=1)
+    return in_use(engine, state, x.reshape(len(x), *engine.in_shape))[layer % n]

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 import fflearn
-from fflearn import registry
-from fflearn.base import Batch, Update
+from fflearn import probes, registry, representations
+from fflearn.base import Batch, Rule, Update
+from fflearn.bus import Bus
 from fflearn.checks import bench, same_bits
+from fflearn.data import DataSet, GraphData
 from fflearn.errors import SpecError
-from fflearn.probes import PROBES, Probing, exact_engine, known_probes
+from fflearn.probes import HELD, PROBES, SAMPLES, Held, Probing, exact_engine, known_probes
+from fflearn.random import Key
 from fflearn.registry import rule
 
 NET = "dense 17 tanh | dense 12 relu"
@@ -95,13 +98,105 @@ def test_what_a_rule_has_not_is_left_out_and_what_is_not_there_is_none():
     assert {"feedback_angle", "path_angle", "path_norm_ratio"} <= set(known_probes())
 
 
+def samples(engine, n: int = 60, tag: str = "x") -> DataSet:
+    """Noise with labels that have nothing to do with it."""
+    x = Key(1).fold(tag).normal((n, *engine.in_shape), np.float32)
+    y = np.arange(n) % engine.n_classes
+    return DataSet("noise", x[: n // 2], y[: n // 2], x[n // 2 :], y[n // 2 :], engine.n_classes)
+
+
 @pytest.mark.parametrize("name", registry.names())
 def test_every_rule_can_be_probed_and_nothing_changes(name):
     engine, state, batch = bench(lambda: rule(name), "dense 20 relu | dense 20 relu")
-    before, probing = state.copy(), Probing(engine, batch, known_probes())
+    before, probing = state.copy(), Probing(engine, batch, known_probes(), samples(engine))
     first = probing.measure(state)
     assert same_bits(before, state) is None and probing.measure(state) == first
     assert all(v is None or math.isfinite(v) for v in first.values())
+    layers = [s.index for s in engine.specs if s.learns]
+    for probe in ("linear_probe", "cka"):
+        assert all(0 <= first[f"{probe}/{layer}"] <= 1 for layer in layers)
+    relax = type(engine.rule).relax is not Rule.relax
+    residuals = [first[f"relaxation_residual/{s.index}"] for s in engine.specs]
+    assert any(r is not None for r in residuals) == relax
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_no_layer_is_shown_the_label_that_is_read_out_of_it(name):
+    """Labels that are chance stay chance; a rule that writes them into its input is asked without."""
+    engine, state, batch = bench(lambda: rule(name), "dense 20 relu | dense 20 relu")
+    noise = samples(engine, 600)
+    found = Probing(engine, batch, ["linear_probe", "cka"], noise).measure(state)
+    chance, spread = 1 / engine.n_classes, math.sqrt((1 - 1 / engine.n_classes) / 300)
+    for layer in (s.index for s in engine.specs if s.learns):
+        assert found[f"linear_probe/{layer}"] < chance + 5 * spread
+        assert found[f"cka/{layer}"] < 0.2
+
+
+def test_what_layers_hold_is_read_on_the_same_held_out_samples_as_by_hand():
+    run = fflearn.train("dense 24 relu | act relu | dense 10", "backprop", "digits", epochs=2)
+    batch = run.data.batches(32, 0).batch(0)
+    found = Probing(run.engine, batch, ["linear_probe", "cka"], run.data).measure(run.state)
+    assert set(found) == {f"{p}/{layer}" for p in ("linear_probe", "cka") for layer in (0, 2)}
+    hidden = [
+        np.maximum(x.reshape(len(x), -1) @ run.state.params[0]["W"] + run.state.params[0]["b"], 0)
+        for x in (run.data.x_train, run.data.x_test)
+    ]
+    order = Key(0).fold("probes").permutation(run.data.n_train)[:SAMPLES]
+    y, y_test = run.data.y_train[order], run.data.y_test
+    by_hand = representations.linear_probe(hidden[0][order], y, hidden[1], y_test)
+    assert found["linear_probe/0"] == pytest.approx(by_hand, abs=2 / 359)
+    assert found["linear_probe/0"] > 0.8
+    alike = representations.cka(hidden[1], np.eye(10)[y_test])
+    assert found["cka/0"] == pytest.approx(alike, abs=1e-4)
+
+
+def test_cka_is_1_where_activity_is_the_label():
+    y = np.array([0, 0, 2, 1, 2, 2])
+    turn = np.linalg.qr(np.arange(9.0).reshape(3, 3) + np.diag([3, 1, 2]))[0]
+    assert HELD["cka"](Held(None, y, 5 * np.eye(3)[y] @ turn + 1, y)) == pytest.approx(1)
+    near = np.array([[0.0], [0.1], [2.0]])[y]  # two classes close: not equally far apart
+    assert HELD["cka"](Held(None, y, near, y)) < 0.9
+    numbers = np.array([[0.5], [1.0], [-2.0]])
+    assert HELD["cka"](Held(None, numbers, -3 * numbers, numbers)) == pytest.approx(1)
+    assert HELD["linear_probe"](Held(numbers, numbers, numbers, numbers)) is None
+
+
+def test_the_residual_is_the_change_that_ends_the_last_settling(monkeypatch):
+    ended, settle = [], Bus.settle
+
+    def spy(self, *args, **named):
+        ended.append(settle(self, *args, **named))
+        return ended[-1]
+
+    monkeypatch.setattr(Bus, "settle", spy)
+    for more in ({"nudged_sweeps": 3}, {"nudged_sweeps": 9, "tol": 0.0}):
+        engine, state, batch = bench(lambda m=more: rule("equilibrium_propagation", **m), NET)
+        ended.clear()
+        found = Probing(engine, batch, ["relaxation_residual"]).measure(state)
+        free, nudged = ended
+        values = [v for v in found.values() if v is not None]
+        assert max(values) == nudged.change != free.change
+        assert found["relaxation_residual/2"] is None and len(values) == 2  # the read-out has none
+
+
+def test_only_what_is_compared_with_the_gradient_needs_backprop(monkeypatch):
+    monkeypatch.setattr(probes, "exact_engine", None)
+    engine, state, batch = bench(lambda: rule("pfa"), NET)
+    asked = [*(PROBES.keys() - probes.GRADIENT.keys()), *HELD, "relaxation_residual", "path_angle"]
+    found = Probing(engine, batch, asked, samples(engine)).measure(state)
+    assert {n.partition("/")[0] for n in found} == set(asked)
+    with pytest.raises(TypeError):
+        Probing(engine, batch, ["gradient_cosine"])
+
+
+def test_data_without_a_label_per_sample_are_left_out():
+    y = np.arange(6) % 2
+    parts = {"train": np.arange(3), "validation": np.arange(3, 4), "test": np.arange(4, 6)}
+    edges = np.array([[0, 1], [2, 3], [4, 5]])
+    graph = GraphData("ring", np.eye(6, dtype=np.float32), y, edges, n_classes=2, **parts)
+    net, names = "graph_conv 4 relu | graph_conv 2", ["linear_probe", "dead_units"]
+    run = fflearn.train(net, "dfa", graph, epochs=1, batch_size=3, probes=names)
+    assert {n.partition("/")[0] for n in run.curves if "/" in n} == {"dead_units"}
 
 
 def test_the_gradient_is_that_of_the_network_at_hand():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fflearn
+from fflearn import representations
 from fflearn.emergence import activities
 from fflearn.errors import ShapeError
 from fflearn.random import Key
@@ -54,6 +55,20 @@ def test_a_probe_is_scored_on_samples_it_has_not_seen():
     x, y = noise(40, 60), (noise(40, tag="y") > 0).astype(int)
     assert linear_probe(x[:20], y[:20], x[:20], y[:20]) == 1
     assert linear_probe(x[:20], y[:20], x[20:], y[20:]) < 0.9
+
+
+def test_more_units_than_samples_give_the_ridge_regression_of_the_book(monkeypatch):
+    """Hastie, Tibshirani & Friedman (2009), "The elements of statistical learning", eq. 3.44."""
+    monkeypatch.setattr(representations, "RIDGE", 0.5)  # as strong as it takes to show
+    x, z = noise(24, 40), noise(300, 40, tag="z")
+    y, y_test = np.arange(24) % 3, (z[:, :3]).argmax(axis=1)
+    x[:, :3] += 2 * np.eye(3)[y]
+    mean, hot = x.mean(axis=0), np.eye(3)[y]
+    ridge = 0.5 * ((x - mean) ** 2).mean() * 24
+    w = np.linalg.inv((x - mean).T @ (x - mean) + ridge * np.eye(40)) @ (x - mean).T @ (hot - 1 / 3)
+    expected = (((z - mean) @ w).argmax(axis=1) == y_test).mean()
+    assert linear_probe(x, y, z, y_test) == expected > 0.5
+    assert cka(x, x @ noise(40, 9)) == pytest.approx(cka(x @ noise(40, 9), x))
 
 
 def test_trained_layers_are_read_better_than_drawn_ones_and_agree_with_themselves():
