@@ -81,8 +81,8 @@ class LabelChannel:
     def __call__(self, x: Any, y: Any) -> Any:
         """(B, H, W, channels) and (B, C) -> (B, H, W, channels + 1)."""
         (n, h, w, _), c = x.shape, y.shape[1]
-        band = np.arange(h * w) * c // (h * w)
-        plane = (self.strength * y)[:, band].reshape(n, h, w, 1)
+        pixels = np.bincount(np.arange(h * w) * c // (h * w)).tolist()  # of each class's band
+        plane = np.repeat(self.strength * y, pixels, axis=1).reshape(n, h, w, 1)
         return np.concatenate([x, plane], axis=3, dtype=x.dtype)
 
 
@@ -162,6 +162,16 @@ def negatives(name: str) -> Any:
     return NEGATIVES[name]()
 
 
+def phases(pairs: Any, positives: int) -> Any:
+    """+1 for the first rows of (rows, *in), which go with their labels, and -1 for the others."""
+    return np.concatenate(
+        [
+            np.ones_like(pairs, shape=positives),
+            np.full_like(pairs, -1, shape=len(pairs) - positives),
+        ]
+    )
+
+
 # ---- what the network is shown --------------------------------------------------------------------
 
 
@@ -184,7 +194,7 @@ class Labelled:
 
     def neutral(self, x: Any, n_classes: int) -> Any:
         """Samples (B, *in) that carry every label equally."""
-        return self.embed(x, np.full((len(x), n_classes), 1 / n_classes, x.dtype))
+        return self.embed(x, np.full_like(x, 1 / n_classes, shape=(len(x), n_classes)))
 
     def pairs(self, k: Any, x: Any, y: Any, logits: Any, key: Key) -> Any:
         """Samples with their labels (B, C), then r blocks of them with wrong ones: (1 + r) B rows."""
@@ -224,11 +234,11 @@ class Hybrid:
 
     def pairs(self, k: Any, x: Any, y: Any, logits: Any, key: Key) -> Any:
         """Samples (B, *in) -> the samples, then their negatives: (2 B, *in)."""
-        m = self.masks(x.shape, key)
+        m = self.masks(k, x.shape, key)
         m = m.reshape(*m.shape, *[1] * (x.ndim - m.ndim))
         return np.concatenate([x, np.where(m, x, np.roll(x, 1, axis=0))])
 
-    def masks(self, shape: Shape, key: Key) -> Any:
+    def masks(self, k: Any, shape: Shape, key: Key) -> Any:
         """m of samples of the shape (B, *places, channels), or (B, n): bool, without channels."""
         places = shape[1:-1]
         m = key.uniform((shape[0], *(places or shape[1:])))
@@ -237,5 +247,5 @@ class Hybrid:
             once += np.eye(n) / 2
             times = max(1, round(10 * (min(places) / 28) ** 2))  # the blur's width is its root
             blur = np.linalg.matrix_power(once, times).astype(m.dtype)
-            m = np.moveaxis(np.moveaxis(m, axis, -1) @ blur, -1, axis)
+            m = np.moveaxis(np.moveaxis(m, axis, -1) @ k.constant(blur), -1, axis)
         return m > 0.5

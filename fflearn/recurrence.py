@@ -159,7 +159,7 @@ class Recurrent(Layer):
         return _each_time(k.matmul_nt, dzx, t.params["Wx"])
 
     def jvp(self, k: Any, t: Trace, dx: Any, dp: Mapping[str, Any]) -> Any:
-        dzx = np.zeros((*t.x.shape[:2], self.gates * self.units), t.x.dtype)
+        dzx = np.zeros_like(t.x, shape=(*t.x.shape[:2], self.gates * self.units))
         if "Wx" in dp:
             dzx = dzx + _each_time(k.matmul, t.x, dp["Wx"])
         if "b" in dp:
@@ -177,7 +177,7 @@ class Recurrent(Layer):
 
     # -- inside ----------------------------------------------------------------------------------
     def _zeros(self, x: Any) -> tuple[Any, ...]:
-        return tuple(np.zeros((len(x), self.units), x.dtype) for _ in range(self.states))
+        return tuple(np.zeros_like(x, shape=(len(x), self.units)) for _ in range(self.states))
 
     def _sweep(self, k: Any, t: Trace, da: Any) -> tuple[Any, Any]:
         """Backwards in time, as far as the credit reaches -> d loss by zx and zh (B, T, gates H)."""

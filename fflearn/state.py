@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -28,17 +28,18 @@ class Slots(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
-        self._arrays = {n: np.array(a, order="C", copy=True) for n, a in arrays.items()}
+        self._arrays = {n: a.copy(order="C") for n, a in arrays.items()}
         views = {n: a.view() for n, a in self._arrays.items()}
         for view in views.values():
-            view.flags.writeable = False
+            if isinstance(view, np.ndarray):  # a device's arrays have no such flag
+                view.flags.writeable = False
         self.readable = MappingProxyType(views)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._arrays[name][...] = value
+        put(self._arrays[name], value)
 
     def __iter__(self) -> Any:
         return iter(self._arrays)
@@ -48,6 +49,21 @@ class Slots(Mapping[str, np.ndarray]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Slots, (self._arrays,)  # the views of a copy are views of the copy
+
+
+def host(a: Any) -> np.ndarray:
+    """The values as a NumPy array: copied, where they lie on a device."""
+    return a if isinstance(a, np.ndarray) else a.get()
+
+
+def put(to: Any, value: Any) -> None:
+    """Copy values into an array, also from the host into a device's, or back."""
+    if isinstance(to, np.ndarray):
+        to[...] = host(value) if hasattr(value, "get") else value
+    elif isinstance(value, np.ndarray):
+        to.set(np.ascontiguousarray(value, to.dtype))
+    else:
+        to[...] = value
 
 
 @dataclass
@@ -84,7 +100,14 @@ class State:
 
     def copy(self) -> State:
         """An independent state with the same values."""
-        params, aux, opt = ([Slots(s) for s in p] for p in (self.params, self.aux, self.opt))
+        return self.mapped(lambda a: a)
+
+    def mapped(self, change: Callable[[Any], Any]) -> State:
+        """An independent state, each array changed by a function (to another device, say)."""
+        params, aux, opt = (
+            [Slots({n: change(a) for n, a in s.items()}) for s in part]
+            for part in (self.params, self.aux, self.opt)
+        )
         return State(params, aux, opt, self.step, self.seed, dict(self.meta))
 
     def restore(self, other: State) -> None:
@@ -92,7 +115,7 @@ class State:
         mine, theirs = self.arrays(), other.arrays()
         check_same_arrays(mine, theirs, "the state to restore")
         for path, a in mine.items():
-            a[...] = theirs[path]
+            put(a, theirs[path])
         self.step, self.seed, self.meta = other.step, other.seed, dict(other.meta)
 
     def first_bad(self) -> str | None:
@@ -113,7 +136,8 @@ class State:
         if bad:
             raise CheckpointError(f"{bad} is not finite at step {self.step}: not saved.")
         head = {"format": FORMAT, "step": self.step, "seed": self.seed, **self.meta}
-        blob = save(self.arrays(), {"fflearn": json.dumps(head, sort_keys=True)})
+        arrays = {n: host(a) for n, a in self.arrays().items()}
+        blob = save(arrays, {"fflearn": json.dumps(head, sort_keys=True)})
         write_atomically(Path(path), blob)
 
 

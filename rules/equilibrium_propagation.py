@@ -200,7 +200,7 @@ class EquilibriumPropagation(Rule):
 
         def pull() -> Any:
             error = bus.readout(bus.top("s")).error
-            return -by_row(nudge, error) * error
+            return -by_row(bus.k, nudge, error) * error
 
         states = sum(math.prod(v.out_shape) for v in bus.specs if self.has_state(v))
         bus.each(self.branch, len(nudge), states)
@@ -210,9 +210,9 @@ class EquilibriumPropagation(Rule):
         bus.update()
         return {
             "loss": loss,
-            "free_sweeps": np.asarray(free.sweeps),
-            "nudged_sweeps": np.asarray(nudged.sweeps),
-            "residual": np.asarray(max(free.change, nudged.change)),
+            "free_sweeps": free.sweeps,
+            "nudged_sweeps": nudged.sweeps,
+            "residual": np.maximum(free.change, nudged.change),
         }
 
     def contrast(self) -> Phases:
@@ -273,29 +273,27 @@ class EquilibriumPropagation(Rule):
         # A layer without a state has, in its place, what it was sent.
         state = v.state["s" if self.has_state(v.spec) else "m"]
         if v.is_input:  # the data are the same in all phases
-            return Update(v.param_vjp(t, -over_phases(phases.weight, state)))
+            return Update(v.param_vjp(t, -over_phases(v.k, phases.weight, state)))
         if not self.tied:
             return self.untied(v, phases, state)
         # The mean is over the rows of all phases, hence the factor.
-        g = v.param_vjp(t, -len(phases.weight) * by_row(phases.weight, state) * state)
+        g = v.param_vjp(t, -len(phases.weight) * by_row(v.k, phases.weight, state) * state)
         return Update({n: v.k.formed(a).real for n, a in g.items()} if self.phases > 2 else g)
 
     def untied(self, v: LayerView, phases: Phases, state: Any) -> Update:
         """Each direction by itself: response of the unit it leads to, activity where it starts."""
         x = v.state["t"].x
-        response = over_phases(phases.weight, state)
-        g = v.param_vjp(v.forward(over_phases(phases.share, x)), -response)
+        response = over_phases(v.k, phases.weight, state)
+        g = v.param_vjp(v.forward(over_phases(v.k, phases.share, x)), -response)
         down = g
         if self.has_state(v.spec) or not v.is_output:
-            t = v.forward(over_phases(phases.weight, x))
-            down = v.param_vjp(t, -over_phases(phases.share, state))
+            t = v.forward(over_phases(v.k, phases.weight, x))
+            down = v.param_vjp(t, -over_phases(v.k, phases.share, state))
         down = {n: v.k.formed(down[n]) for n in v.aux}
         if self.homeostasis:
             places = math.prod(v.out_shape[:-1])
             for n, b in v.aux.items():
-                pull = np.asarray(
-                    2 * self.homeostasis * places / max(1, v.state["states"]), b.dtype
-                )
+                pull = b.dtype.type(2 * self.homeostasis * places / max(1, v.state["states"]))
                 gap = pull * (v.params[n] - b)
                 g[n], down[n] = v.k.formed(g[n]) + gap, down[n] - gap
         return Update(g, down)
@@ -312,13 +310,13 @@ def ends_in(layer: Any) -> str:
     return getattr(layer, "activation", "identity")
 
 
-def by_row(values: Array, rows: Array) -> Array:
+def by_row(k: Any, values: Array, rows: Array) -> Array:
     """A number per phase (R,) as one per row, to multiply (R B, ...) by."""
     column = np.repeat(values, len(rows) // len(values)).astype(rows.dtype)
-    return column.reshape(-1, *[1] * (rows.ndim - 1))
+    return k.constant(column.reshape(-1, *[1] * (rows.ndim - 1)))
 
 
-def over_phases(values: Array, rows: Array) -> Array:
+def over_phases(k: Any, values: Array, rows: Array) -> Array:
     """Real part of the sum over phases of a number (R,) times that phase's rows -> (B, ...)."""
-    parts = (by_row(values, rows) * rows).reshape(len(values), -1, *rows.shape[1:])
+    parts = (by_row(k, values, rows) * rows).reshape(len(values), -1, *rows.shape[1:])
     return parts.sum(0).real

@@ -169,7 +169,7 @@ class Pepita(Rule):
         weights = {}
         for name, b in v.aux.items():
             readers = math.prod(b.shape[:-2]) * b.shape[-1]  # outputs that read an input
-            weights[name] = b * (size / math.sqrt(readers * (b * b).mean()))
+            weights[name] = b * (size / np.sqrt(readers * (b * b).mean()))
         return v.input_vjp(v.trace, m, weights)
 
     def update(self, v: LayerView, s: Signals) -> Update:
@@ -190,7 +190,7 @@ class Pepita(Rule):
         t, sign = v.traces[name], 1 if name == "x" else -1
         if not v.is_output:
             return gradient(v, t, sign * t.y)
-        target = one_hot(s.top) / math.prod(v.net_out[:-1])
+        target = one_hot(v.k, s.top) / math.prod(v.net_out[:-1])
         return gradient(v, t, s.top.error + target if name == "x" else -target)
 
     def mirrored(self, v: LayerView) -> Params:
@@ -209,11 +209,11 @@ class Top(NamedTuple):
     y: Any  # the batch's labels: one-hot, or ids (B, *places)
 
 
-def one_hot(top: Top) -> Any:
+def one_hot(k: Any, top: Top) -> Any:
     """The target of every output, (B, *net_out)."""
     if top.y.ndim == top.error.ndim:
         return top.y
-    return np.eye(top.error.shape[-1], dtype=top.error.dtype)[top.y]
+    return k.one_hot(top.y, top.error.shape[-1], top.error.dtype)
 
 
 def gradient(v: LayerView, t: Trace, da: Any) -> Params:

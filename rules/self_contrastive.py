@@ -121,7 +121,7 @@ class SelfContrastive(Rule):
     def other(self, v: LayerView, n: int, j: int) -> Array:
         """Which row is each row's other: the batch shifted by 1 to n - 1 rows."""
         shift = 1 + v.key.fold("other", j).integers(max(n - 1, 1), ())
-        return (np.arange(n) + shift) % n
+        return (v.k.constant(np.arange(n)) + shift) % n
 
     def pair(self, v: LayerView, a: Any, phase: int) -> tuple[Any, Any]:
         """Pre-activations (B, *out) of the partners -> loss (B,), d loss/d their sum (B, *out)."""
@@ -131,7 +131,7 @@ class SelfContrastive(Rule):
         rows = y.reshape(-1, y.shape[-1])
         places = len(rows) // len(y)
         goodness = Goodness("msq", self.theta_pos if phase > 0 else self.theta_neg)
-        loss, dy = goodness(v.k, rows, np.full(len(rows), phase, y.dtype))
+        loss, dy = goodness(v.k, rows, np.full_like(rows, phase, shape=len(rows)))
         loss, dy = loss.reshape(len(y), places).mean(1), dy / places
         if phase > 0 and self.sparsity:
             g = goodness.of(v.k, rows).reshape(len(y), places)

@@ -68,7 +68,7 @@ class SignSymmetry(Rule):
         """M * sign(W) of every weight matrix, by name."""
         if self.magnitudes == "uniform":
             std = v.weight_std()
-            return {n: s * np.asarray(std[n], s.dtype) for n, s in v.signs().items()}
+            return {n: s * s.dtype.type(std[n]) for n, s in v.signs().items()}
         if self.magnitudes == "fixed_random":
             return {n: s * v.aux[n] for n, s in v.signs().items()}
         fresh = v.draw_weights(v.key.fold("M"))

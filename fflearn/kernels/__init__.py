@@ -12,7 +12,7 @@ from fflearn.errors import BackendUnavailable, SpecError
 if TYPE_CHECKING:
     from fflearn.kernels.reference import Kernels
 
-__all__ = ["load", "names"]
+__all__ = ["check", "load", "names"]
 
 # name -> module and class
 _BACKENDS = {
@@ -20,11 +20,26 @@ _BACKENDS = {
     "numba": ("fflearn.kernels.cpu", "CpuKernels"),
 }
 _GPU_PACKAGES = ("cupy", "numba_cuda")
+PRECISIONS = ("tf32", "bf16")
 
 
 def names() -> tuple[str, ...]:
     """Names `load` knows, the reference first; one may still be unavailable on this machine."""
     return (*_BACKENDS, "cuda")
+
+
+def check(name: str) -> None:
+    """Raise SpecError unless `load` knows the name; "cuda" may have options, as "cuda:1:tf32"."""
+    known, _, options = name.partition(":")
+    if known not in names() or (options and known != "cuda"):
+        raise SpecError(f"backend needs one of {', '.join(names())}; got {name!r}.")
+    for option in options.split(":") if options else ():
+        if not option.isdecimal() and option not in PRECISIONS:
+            raise SpecError(
+                f"the backend 'cuda' has no option {option!r}. Type for instance cuda:1 for the "
+                f"second GPU, or cuda:tf32 for products of less precision: "
+                f"{', '.join(PRECISIONS)}."
+            )
 
 
 def load(name: str) -> "Kernels":
@@ -33,14 +48,13 @@ def load(name: str) -> "Kernels":
     Raises
     ------
     SpecError
-        The name is not one of `names()`.
+        The name is not one of `names()`, or an option is unknown.
     BackendUnavailable
         Something the backend needs is missing; the message says what, and what to type.
     """
-    if name not in names():
-        raise SpecError(f"load needs one of {', '.join(names())}; got {name!r}.")
+    check(name)
     if name not in _BACKENDS:
-        raise BackendUnavailable(_no_cuda())
+        return _cuda(name.split(":")[1:])
     module, kernels = _BACKENDS[name]
     try:
         return getattr(import_module(module), kernels)()
@@ -51,14 +65,13 @@ def load(name: str) -> "Kernels":
         ) from error
 
 
-def _no_cuda() -> str:
+def _cuda(options: list[str]) -> "Kernels":
     missing = [package for package in _GPU_PACKAGES if find_spec(package) is None]
     if missing:
-        return (
+        raise BackendUnavailable(
             f"the 'cuda' kernels need {' and '.join(missing)}, not installed here. "
             "Type: pip install \"fflearn[gpu]\", or choose the 'numba' kernels."
         )
-    return (
-        "the 'cuda' kernels need a class of kernels for the GPU; this version has random numbers "
-        "only (fflearn.gpu.kernels). Choose the 'numba' kernels."
-    )
+    index = next((int(o) for o in options if o.isdecimal()), 0)
+    precision = next((o for o in options if not o.isdecimal()), "")
+    return import_module("fflearn.gpu").load(index, precision)

@@ -5,8 +5,9 @@ each row's own loss; the mean over rows is taken once, where a gradient is forme
 the dtype of the inputs, float32 or float64.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +44,48 @@ class Kernels:
     """Every kernel, in NumPy.  A backend subclasses this and overrides what it does better."""
 
     name = "reference"
+    on_host = True  # its arrays are NumPy's
+    # Kernels that write to arguments, and to which; the others write to nothing they are given.
+    writes: ClassVar[Mapping[str, tuple[int, ...]]] = {"sgd": (0, 2), "adam": (0, 2, 3)}
 
     def running(self, threads: int) -> AbstractContextManager[None]:
         """A context in which steps run; here it holds BLAS to one thread whatever is asked."""
         return one_blas_thread()
+
+    def steps(self, engine: Any) -> Any:
+        """A backend's own way to repeat an engine's steps; None where the tape does."""
+        return None
+
+    # ---- arrays -----------------------------------------------------------------------------
+    def asarray(self, a: Any, dtype: Any = None) -> Array:
+        """An array of this backend, C-contiguous: copied from the host where it lies elsewhere."""
+        return np.ascontiguousarray(a, dtype)
+
+    def host(self, a: Any) -> np.ndarray:
+        """A NumPy array with the values of this backend's."""
+        return np.asarray(a)
+
+    def side(self, a: Any) -> Any:
+        """A batch's side data, dense or sparse, as the layers of this backend can use it."""
+        return a
+
+    def constant(self, a: np.ndarray) -> Array:
+        """A small array made on the host, as one that activity may be combined with.
+
+        What a hook writes down (a table, a mask) and does not compute goes through here; what has
+        the shape of activity is made by ``np.zeros_like(x, shape=...)`` and its kin.
+        """
+        return a
+
+    def one_hot(self, ids: Array, n: int, dtype: Any) -> Array:
+        """(*shape) whole numbers -> (*shape, n), 1 at the number and 0 elsewhere."""
+        return (ids[..., None] == self.constant(np.arange(n))).astype(dtype)
+
+    def sum_by_id(self, ids: Array, rows: Array, n: int) -> Array:
+        """Rows (R, N) added up by their ids (R,), in float64 and in their order: (n, N)."""
+        at = ids[:, None] * rows.shape[1] + np.arange(rows.shape[1])
+        total = np.bincount(at.ravel(), rows.ravel(), n * rows.shape[1])
+        return total.reshape(n, rows.shape[1]).astype(rows.dtype, copy=False)
 
     # ---- products ---------------------------------------------------------------------------
     def matmul(self, a: Array, b: Array) -> Array:
@@ -114,7 +153,7 @@ class Kernels:
         if kind == "hardsigmoid":
             return np.clip(a, 0, 1)
         if kind == "gelu":
-            return a * _normal_cdf(a)
+            return a * self._normal_cdf(a)
         raise ValueError(f"act needs one of {', '.join(ACTIVATIONS)}; got {kind!r}.")
 
     def act_grad(self, a: Array, y: Array, kind: str) -> Array:
@@ -130,12 +169,27 @@ class Kernels:
         if kind == "hardsigmoid":
             return ((a > 0) & (a < 1)).astype(a.dtype)
         if kind == "gelu":
-            return _normal_cdf(a) + a * np.exp(-0.5 * a * a) * _real(1 / np.sqrt(2 * np.pi), a)
+            return self._normal_cdf(a) + a * np.exp(-0.5 * a * a) * _real(1 / np.sqrt(2 * np.pi), a)
         raise ValueError(f"act_grad needs one of {', '.join(ACTIVATIONS)}; got {kind!r}.")
 
     def act_vjp(self, dy: Array, a: Array, y: Array, kind: str) -> Array:
         """da = dy act'(a); dy itself for the identity."""
         return dy if kind == "identity" else dy * self.act_grad(a, y, kind)
+
+    def erfc(self, a: Array) -> Array:
+        """The complementary error function, elementwise."""
+        from scipy.special import erfc  # 0.1 s to import, and only gelu needs it
+
+        return erfc(a)
+
+    def ndtri(self, p: Array) -> Array:
+        """The inverse of the normal distribution, elementwise."""
+        from scipy.special import ndtri  # comes with scikit-learn; slow to import
+
+        return ndtri(p)
+
+    def _normal_cdf(self, a: Array) -> Array:
+        return _real(0.5, a) * self.erfc(a * _real(-np.sqrt(0.5), a))
 
     # ---- normalisation ----------------------------------------------------------------------
     def normalize(self, x: Array, kind: str) -> Array:
@@ -345,7 +399,7 @@ class Kernels:
         c = y.shape[-1]
         # u (C - 1) can round up to C - 1, which would be the true class: hence the minimum.
         skip = np.minimum((u * (c - 1)).astype(np.int64), c - 2)
-        return _one_hot((y.argmax(-1) + 1 + skip) % c, y)
+        return self.one_hot((y.argmax(-1) + 1 + skip) % c, c, y.dtype)
 
     def sample_softmax_wrong(self, logits: Array, y: Array, u: Array) -> Array:
         """One-hot (B, C) of a class drawn from softmax(logits) with y's class excluded.
@@ -353,12 +407,13 @@ class Kernels:
         Inverse of the cumulative sum at u (B,): the first class whose sum exceeds u times the
         total.  Its own probability is then not 0, so it is never the true one.
         """
-        z = logits.copy()
-        z[np.arange(len(z)), y.argmax(-1)] = -np.inf
+        c = y.shape[-1]
+        z = np.where(self.one_hot(y.argmax(-1), c, bool), -np.inf, logits)
         cumulative = np.exp(z - z.max(-1, keepdims=True)).cumsum(-1)
         above = cumulative > u[:, None] * cumulative[:, -1:]
         # u < 1 times the total can still round to the total: then nothing is above it.
-        return _one_hot(np.where(above.any(-1), above.argmax(-1), z.argmax(-1)), y)
+        label = np.where(above.any(-1), above.argmax(-1), z.argmax(-1))
+        return self.one_hot(label, c, y.dtype)
 
 
 def adam_scales(lr: float, beta1: float, beta2: float, t: int) -> tuple[float, float]:
@@ -371,12 +426,6 @@ def _real(value: float, like: Array) -> np.floating:
     return like.dtype.type(value)
 
 
-def _one_hot(label: Array, like: Array) -> Array:
-    out = np.zeros_like(like)
-    out[np.arange(len(label)), label] = 1
-    return out
-
-
 def _sigmoid(a: Array) -> Array:
     e = np.exp(-np.abs(a.real))  # never overflows
     if not np.iscomplexobj(a):
@@ -384,14 +433,8 @@ def _sigmoid(a: Array) -> Array:
     # 1 / (1 + exp(-a)), its fraction made real: in real functions, ten times faster.
     c, s = e * np.cos(a.imag), e * np.sin(a.imag)
     d, out = 1 + 2 * c + e * e, np.empty_like(a)
-    out.real, out.imag = (np.where(a.real >= 0, 1, e * e) + c) / d, s / d
+    out.real[...], out.imag[...] = (np.where(a.real >= 0, 1, e * e) + c) / d, s / d
     return out
-
-
-def _normal_cdf(a: Array) -> Array:
-    from scipy.special import erfc  # 0.1 s to import, and only gelu needs it
-
-    return _real(0.5, a) * erfc(a * _real(-np.sqrt(0.5), a))
 
 
 def _radius(x: Array, kind: str) -> Array:

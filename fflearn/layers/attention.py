@@ -103,7 +103,7 @@ class Attention(Layer):
         key, v = part("k"), part("v")
         z = q @ _turned(key)
         if self.causal:
-            z = np.where(np.tri(x.shape[1], dtype=bool), z, -np.inf)
+            z = np.where(k.constant(np.tri(x.shape[1], dtype=bool)), z, -np.inf)
         P = k.softmax(z)
         c = P @ v
         a = _affine(k, _joined(c), p, "o").reshape(x.shape)

@@ -85,6 +85,9 @@ class Dense(Layer):
             )
         return (*in_shape[: self.places], self.units)
 
+    def keeps_apart(self, in_shape: tuple[int, ...]) -> tuple[bool, int]:
+        return self.places == len(in_shape) - 1, 1
+
     def _n_in(self, in_shape: tuple[int, ...]) -> int:
         return math.prod(in_shape[self.places :])
 
@@ -140,7 +143,7 @@ class Dense(Layer):
         return dx.reshape(t.x.shape)
 
     def jvp(self, k: Any, t: Trace, dx: Any, dp: Mapping[str, Any]) -> Any:
-        da = np.zeros((len(t.inner), self.units), t.y.dtype)
+        da = np.zeros_like(t.y, shape=(len(t.inner), self.units))
         if "W" in dp:
             da = da + k.matmul(t.inner, dp["W"])
         if "b" in dp:

@@ -98,12 +98,8 @@ class Embed(Layer):
         return dy
 
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
-        # Rows are added up by id in their order, in float64: the same bits in every run, and no
-        # one-hot matrix.
-        at = t.inner.reshape(-1, 1) * self.units + np.arange(self.units)
-        total = np.bincount(at.ravel(), da.ravel(), self.vocab * self.units)
-        g = total.reshape(self.vocab, self.units) / len(da)
-        return {"E": g.astype(da.dtype, copy=False)}
+        total = k.sum_by_id(t.inner.reshape(-1), da.reshape(-1, self.units), self.vocab)
+        return {"E": total / len(da)}
 
     def input_vjp(self, k: Any, t: Trace, da: Any) -> Any:
         return np.zeros_like(t.x)

@@ -42,7 +42,7 @@ class LSTM(Recurrent):
 
     def cell(self, k: Any, zx: Any, zh: Any, state: tuple[Any, ...]) -> tuple[Any, Any]:
         zi, zf, zg, zo = np.split(zx + zh, 4, axis=1)
-        i, f, o = (k.act(np.ascontiguousarray(z), "sigmoid") for z in (zi, zf, zo))
+        i, f, o = (k.act(k.asarray(z), "sigmoid") for z in (zi, zf, zo))
         g, before = np.tanh(zg), state[1]
         c = f * before + i * g
         top = np.tanh(c)

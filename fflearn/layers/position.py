@@ -66,6 +66,9 @@ class Position(Layer):
             )
         return in_shape
 
+    def keeps_apart(self, in_shape: tuple[int, ...]) -> tuple[bool, int]:
+        return True, in_shape[-1]
+
     def init(self, key: Any, in_shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
         if self.table != "learned":
             return {}
@@ -73,7 +76,7 @@ class Position(Layer):
         return {"P": drawn.astype(dtype, copy=False)}
 
     def forward(self, k: Any, p: Mapping[str, Any], x: Any, env: Env, noise: Any = None) -> Trace:
-        a = x + (p["P"] if "P" in p else sinusoids(*x.shape[1:]).astype(x.dtype))
+        a = x + (p["P"] if "P" in p else k.constant(sinusoids(*x.shape[1:]).astype(x.dtype)))
         if noise is not None:
             a += noise
         return Trace(x, a, a, p)

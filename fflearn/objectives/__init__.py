@@ -13,8 +13,6 @@ from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar
 
-import numpy as np
-
 from fflearn.base import Readout
 from fflearn.errors import SpecError
 
@@ -42,7 +40,9 @@ class Objective:
         raise NotImplementedError
 
 
-def over_places(core: Callable[[Any, Any], tuple[Any, Any]], y: Any, target: Any) -> Readout:
+def over_places(
+    k: Any, core: Callable[[Any, Any], tuple[Any, Any]], y: Any, target: Any
+) -> Readout:
     """The mean over each sample's places of ``core(y, t) -> loss (rows,), error (rows, C)``.
 
     Parameters
@@ -51,7 +51,7 @@ def over_places(core: Callable[[Any, Any], tuple[Any, Any]], y: Any, target: Any
     target : array, shape (B, *places, C), or class ids of shape (B, *places)
     """
     if target.shape != y.shape:
-        target = np.eye(y.shape[-1], dtype=y.dtype)[target]
+        target = k.one_hot(target, y.shape[-1], y.dtype)
     flat = y.reshape(-1, y.shape[-1])
     loss, error = core(flat, target.reshape(flat.shape))
     places = len(flat) // len(y)

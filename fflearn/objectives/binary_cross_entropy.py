@@ -16,7 +16,7 @@ class BinaryCrossEntropy(Objective):
     kind: ClassVar[str] = "binary_cross_entropy"
 
     def __call__(self, k: Any, y: Any, target: Any) -> Readout:
-        return over_places(k.bce, y, target)
+        return over_places(k, k.bce, y, target)
 
     @classmethod
     def examples(cls) -> list[tuple[Objective, str]]:

@@ -139,7 +139,7 @@ class Logistic(Loss):
     def __call__(self, k: Any, u: Any, phase: Any) -> tuple[Any, Any]:
         losses, du = k.logistic(u.ravel(), phase.ravel(), 0.0, self.temperature)
         blocks = len(u)
-        weights = np.full((blocks, 1), blocks / (2 * (blocks - 1)), u.dtype)
+        weights = np.full_like(u, blocks / (2 * (blocks - 1)), shape=(blocks, 1))
         weights[0] = blocks / 2
         return (weights * losses.reshape(u.shape)).ravel(), weights * du.reshape(u.shape)
 

@@ -20,7 +20,7 @@ class MSE(Objective):
     classes: ClassVar[bool] = False
 
     def __call__(self, k: Any, y: Any, target: Any) -> Readout:
-        return over_places(k.mse, y, target)
+        return over_places(k, k.mse, y, target)
 
     @classmethod
     def examples(cls) -> list[tuple[Objective, str]]:

@@ -16,7 +16,7 @@ class SoftmaxCrossEntropy(Objective):
     kind: ClassVar[str] = "softmax_cross_entropy"
 
     def __call__(self, k: Any, y: Any, target: Any) -> Readout:
-        return over_places(k.softmax_ce, y, target)
+        return over_places(k, k.softmax_ce, y, target)
 
     @classmethod
     def examples(cls) -> list[tuple[Objective, str]]:

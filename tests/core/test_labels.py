@@ -8,6 +8,7 @@ import pytest
 from fflearn import kernels
 from fflearn.base import Key
 from fflearn.errors import SpecError
+from fflearn.kernels.reference import Kernels
 from fflearn.labels import (
     EMBEDDINGS,
     NEGATIVES,
@@ -186,7 +187,7 @@ def fit_of_neighbours(size: int, times: int, lag: int) -> float:
 @pytest.mark.parametrize(("size", "times"), [(28, 10), (32, 13), (8, 1)])
 def test_masks_are_halves_in_blobs_of_the_size_that_the_blur_gives(size, times):
     n = 4000
-    m = Hybrid().masks((n, size, size, 3), Key(0))
+    m = Hybrid().masks(Kernels(), (n, size, size, 3), Key(0))
     assert m.shape == (n, size, size) and m.dtype == bool
     signs = 2.0 * m - 1
     halves = signs.mean((1, 2))
@@ -204,7 +205,7 @@ def test_the_noise_of_an_image_is_alike_among_neighbours_before_it_is_cut():
 
 
 def test_rows_of_features_have_no_neighbours():
-    m = Hybrid().masks((5000, 40), Key(0))
+    m = Hybrid().masks(Kernels(), (5000, 40), Key(0))
     assert m.shape == (5000, 40)
     signs = 2.0 * m - 1
     assert abs(signs.mean()) < 0.012
@@ -217,7 +218,7 @@ def test_hybrids_are_made_of_two_samples_of_the_batch(shape):
     before = x.copy()
     pairs = Hybrid().pairs(kernels.load("reference"), x, None, None, Key(3))
     np.testing.assert_array_equal(pairs[:6], x)
-    m, other = Hybrid().masks(shape, Key(3)), np.roll(x, 1, axis=0)
+    m, other = Hybrid().masks(Kernels(), shape, Key(3)), np.roll(x, 1, axis=0)
     if x.ndim == 4:
         m = np.repeat(m[..., None], 2, axis=3)  # channels stay together
     np.testing.assert_array_equal(pairs[6:][m], x[m])
@@ -230,7 +231,7 @@ def test_hybrids_are_made_of_two_samples_of_the_batch(shape):
 
 def test_masks_follow_the_key_and_differ_among_samples():
     shape = (20, 8, 8, 1)
-    first, again, other = (Hybrid().masks(shape, Key(s)) for s in (1, 1, 2))
+    first, again, other = (Hybrid().masks(Kernels(), shape, Key(s)) for s in (1, 1, 2))
     assert (first == again).all() and (first != other).any((1, 2)).all()
     assert len({m.tobytes() for m in first}) == 20
-    assert (Hybrid().masks(shape, Key(1).at(1)) != first).any()
+    assert (Hybrid().masks(Kernels(), shape, Key(1).at(1)) != first).any()

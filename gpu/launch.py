@@ -1,0 +1,137 @@
+"""From a kernel in Python to a launch on the present GPU.
+
+numba-cuda compiles a kernel to PTX, nvJitLink makes machine code of it (neither needs a GPU), and
+CuPy loads and launches that on its own stream: arguments are plain pointers and numbers, so a
+launch costs microseconds and can be captured.  Machine code is kept on disk like the CPU's.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+
+from fflearn.gpu import kernels
+from fflearn.kernels.jit import cache_folder
+
+# One letter per argument: p, W, U and D point to reals, words, counters and float64; f is a real,
+# d a float64, u a 64-bit counter, i an index.
+_POINTERS = (("W", types.uint32), ("U", types.uint64), ("D", types.float64))
+_NUMBERS = (("d", types.float64), ("u", types.uint64), ("i", types.int64))
+
+
+def signature(letters: str, real: Any) -> tuple[Any, ...]:
+    """Numba's types of a kernel's arguments; ``real`` is np.float32 or np.float64."""
+    number = types.float32 if real is np.float32 else types.float64
+    known = {"p": types.CPointer(number), "f": number, **dict(_NUMBERS)}
+    known |= {letter: types.CPointer(of) for letter, of in _POINTERS}
+    return tuple(known[letter] for letter in letters)
+
+
+def ptx(name: str, real: Any, cc: tuple[int, int]) -> str:
+    """Assembly of a kernel for a compute capability; no GPU is needed."""
+    from numba.cuda import dispatcher
+
+    table = kernels.table(real)
+    current = dispatcher.get_current_device
+    # numba-cuda 0.30 asks the present GPU for its capability where a kernel calls a function.
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc)
+    try:
+        function, letters = table[name]
+        return cuda.compile_ptx(function, signature(letters, real), cc=cc)[0]
+    finally:
+        dispatcher.get_current_device = current
+
+
+def machine_code(name: str, real: Any, cc: tuple[int, int]) -> tuple[str, bytes]:
+    """Entry and machine code of a kernel for a compute capability; no GPU is needed."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    assembly = ptx(name, real, cc)
+    (entry,) = re.findall(r"\.entry\s+(\w+)", assembly)
+    arch = LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}")
+    return entry, bytes(
+        Linker(ObjectCode.from_ptx(assembly.encode()), options=arch).link("cubin").code
+    )
+
+
+@functools.cache
+def _digest() -> str:
+    import numba_cuda
+
+    h = hashlib.blake2b(numba_cuda.__version__.encode(), digest_size=8)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        h.update(path.read_bytes())
+    return h.hexdigest()
+
+
+def _kept(name: str, real: Any, cc: tuple[int, int]) -> tuple[str, Path]:
+    """Entry and file of a kernel's machine code, compiled if it is not there."""
+    folder = cache_folder().parent / f"cuda-{_digest()}"
+    stem = f"{name}-{np.dtype(real).char}-sm_{cc[0]}{cc[1]}"
+    if found := sorted(folder.glob(f"{stem}.*.cubin")):
+        return found[0].name.split(".")[1], found[0]
+    entry, code = machine_code(name, real, cc)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{stem}.{entry}.cubin"
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as f:
+        f.write(code)
+    os.replace(f.name, path)
+    return entry, path
+
+
+class Launcher:
+    """Launches kernels on a GPU, and compiles each at its first use."""
+
+    def __init__(self, device: Any):
+        self._cc = (int(device.compute_capability[:-1]), int(device.compute_capability[-1]))
+        self._loaded: dict[tuple[str, Any], Callable[..., None]] = {}
+
+    def __call__(self, name: str, real: Any, blocks: int, threads: int, args: tuple) -> None:
+        """Run ``blocks`` x ``threads`` of a kernel on the current stream."""
+        run = self._loaded.get((name, real)) or self._load(name, real)
+        run(blocks, threads, args)
+
+    def _load(self, name: str, real: Any) -> Callable[..., None]:
+        import cupy
+
+        entry, path = _kept(name, real, self._cc)
+        function = cupy.RawModule(path=str(path)).get_function(entry)
+        casts = _casts(kernels.table(real)[name][1], real)
+
+        def run(blocks: int, threads: int, args: tuple) -> None:
+            given = tuple(a if c is None else c(a) for c, a in zip(casts, args, strict=True))
+            function((blocks,), (threads,), given)
+
+        self._loaded[name, real] = run
+        return run
+
+
+class Simulator:
+    """Runs the kernels in Numba's simulator, on NumPy arrays: slow, and anywhere."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, Any], Any] = {}
+
+    def __call__(self, name: str, real: Any, blocks: int, threads: int, args: tuple) -> None:
+        """Run ``blocks`` x ``threads`` of a kernel."""
+        function, letters = kernels.table(real)[name]
+        kernel = self._made.setdefault((name, real), cuda.jit(function))
+        casts = _casts(letters, real)
+        flat = [a.reshape(-1) if c is None else c(a) for c, a in zip(casts, args, strict=True)]
+        kernel[blocks, threads](*flat)
+
+
+def _casts(letters: str, real: Any) -> list[Any]:
+    """What makes an argument what its letter says; None for a pointer."""
+    known = {"f": real, "d": np.float64, "u": np.uint64, "i": np.int64}
+    return [known.get(letter) for letter in letters]

@@ -1,0 +1,120 @@
+"""A stand-in for a device's arrays: they never mix with the host's, and every read is counted.
+
+Not one GPU is needed to see whether a step would run on one: CuPy refuses to combine its arrays
+with NumPy's and to become one of them unasked, and so does `Foreign`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fflearn import random
+from fflearn.kernels.reference import Kernels
+
+
+class Foreign(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array somewhere else, with NumPy's functions and operators as CuPy has them."""
+
+    def __init__(self, there: Any):
+        self.there = np.asarray(there)
+
+    # What copies to the host, and would make a GPU wait.
+    def get(self) -> np.ndarray:
+        return self.there
+
+    def set(self, value: np.ndarray) -> None:
+        self.there[...] = value
+
+    def __float__(self) -> float:
+        return float(self.there)
+
+    def __bool__(self) -> bool:
+        return bool(self.there)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        return _wrapped(getattr(ufunc, method)(*_there(inputs), **_there(kwargs)))
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        return _wrapped(function(*_there(args), **_there(kwargs)))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = getattr(self.there, name)
+        if not callable(value):
+            return _wrapped(value) if name != "base" else None
+        return lambda *args, **kwargs: _wrapped(value(*_there(args), **_there(kwargs)))
+
+    def __len__(self) -> int:
+        return len(self.there)
+
+    def __getitem__(self, at: Any) -> Any:
+        return Foreign(self.there[_there(at)])
+
+    def __setitem__(self, at: Any, value: Any) -> None:
+        self.there[_there(at)] = _there(value)
+
+    def __iter__(self) -> Any:
+        return (Foreign(row) for row in self.there)
+
+
+def _there(value: Any) -> Any:
+    if isinstance(value, Foreign):
+        return value.there
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"an array of the host, {value.shape}, among a device's")
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_there, value))
+    if isinstance(value, dict):
+        return {n: _there(v) for n, v in value.items()}
+    return value
+
+
+def _wrapped(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return Foreign(value)
+    if isinstance(value, (tuple, list)) and value and isinstance(value[0], np.ndarray):
+        return type(value)(map(_wrapped, value))
+    return value
+
+
+class ForeignKernels(Kernels):
+    """The reference on foreign arrays: what it computes, and what it refuses."""
+
+    name = "foreign"
+    on_host = False
+
+    def asarray(self, a: Any, dtype: Any = None) -> Any:
+        return Foreign(np.ascontiguousarray(a.there if isinstance(a, Foreign) else a, dtype))
+
+    def host(self, a: Any) -> np.ndarray:
+        return a.get()
+
+    def side(self, a: Any) -> Any:
+        return Foreign(a.toarray())
+
+    def constant(self, a: Any) -> Any:
+        return Foreign(a)
+
+    def ndtri(self, p: Any) -> Any:
+        return Foreign(super().ndtri(p.there))
+
+    def erfc(self, a: Any) -> Any:
+        return Foreign(super().erfc(a.there))
+
+    def sum_by_id(self, ids: Any, rows: Any, n: int) -> Any:
+        return Foreign(super().sum_by_id(ids.there, rows.there, n))
+
+    def random_words(self, static: int, step: int, n: int) -> Any:
+        return Foreign(random.words(static, step, n))
+
+    def uniform(self, static: int, step: int, shape: Any, dtype: Any = np.float32) -> Any:
+        return Foreign(random.uniform(static, step, shape, dtype))
+
+    def normal(self, static: int, step: int, shape: Any, dtype: Any = np.float32) -> Any:
+        return Foreign(random.normal(static, step, shape, dtype))
