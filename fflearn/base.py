@@ -59,6 +59,15 @@ class Channel(StrEnum):
 DOWNWARD = (Channel.TRANSPOSE, Channel.SIGN, Channel.FEEDBACK)
 
 
+class Point(NamedTuple):
+    """A pre-activation inside of a layer that a rule may move, and which outputs feel it."""
+
+    name: str  # "a", the layer's own; "1.a", that of leaf 1 of a block of blocks
+    shape: Shape  # (*places, channels)
+    places: bool  # a place of it moves that place of the layer's output alone
+    groups: int  # in as many equal parts as divide this, channels move the like part alone
+
+
 @dataclass(frozen=True)
 class LayerSpec:
     """What a rule may know of where a layer stands."""
@@ -76,6 +85,7 @@ class LayerSpec:
     activation: str  # the pointwise function that ends it; "identity" without one
     learns: bool  # has parameters; pooling and the like have none
     above: tuple[Shape, ...] = ()  # outputs of the layers that read this one, top first
+    points: tuple[Point, ...] = ()  # bottom first
 
     @property
     def places(self) -> int:
@@ -333,6 +343,15 @@ class LayerView:
         """
         return self._layer.param_vjp(self.k, t, da if weighted else self._weighted(da))
 
+    def points_vjp(self, t: Trace, da: Mapping[str, Any], weighted: bool = False) -> Params:
+        """Per-sample d loss/d (pre-activation of each point) -> gradient of the own parameters.
+
+        Each point's da (B, *shape) goes as far down as to the point below it.  Units that pass
+        nothing on count as having 0.  Otherwise as `param_vjp`.
+        """
+        rows = {n: d if weighted else self._weighted(d) for n, d in da.items()}
+        return self._layer.points_vjp(self.k, t, rows)
+
     def product(self, x: Any, da: Any) -> Product:
         """Gradient of a matrix M of the rule's own, for x (B, *places, n) and x M's per-sample da.
 
@@ -354,8 +373,11 @@ class LayerView:
         return rows * w.reshape(-1, *[1] * (rows.ndim - 1)).astype(rows.dtype)
 
     def jvp(self, t: Trace, dx: Any, dparams: Mapping[str, Any]) -> Any:
-        """Tangents of input (or None) and parameters -> (B, *out) tangent of the output."""
-        return self._layer.jvp(self.k, t, dx, dparams)
+        """Tangents of the input (or None), parameters and points, by name -> (B, *out) of the output.
+
+        None where there are none.
+        """
+        return self._layer.push(self.k, t, dx, dparams)
 
     def input_vjp(self, t: Trace, da: Any, weights: Mapping[str, Any] | None = None) -> Any:
         """(B, *out) d loss/d a -> (B, *in) message for the layer below.
@@ -422,6 +444,7 @@ class Rule:
     """
 
     channels: ClassVar[frozenset[Channel]] = frozenset()
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # parameter -> the words it may be
     short: ClassVar[tuple[str, ...]] = ()  # other names the command line accepts
     citation: ClassVar[str] = ""
     needs_linear: ClassVar[bool] = False  # the layer's core must be linear in its input
@@ -434,6 +457,14 @@ class Rule:
     probes: ClassVar[tuple[str, ...]] = ()  # own methods (view, update) -> float: fflearn.probes
 
     # -- before training -------------------------------------------------------------------------
+    def __post_init__(self) -> None:
+        for name, known in self.choices.items():
+            if (given := getattr(self, name)) not in known:
+                raise SpecError(
+                    f"{type(self).__module__.rpartition('.')[2]} needs {name} to be one of "
+                    f"{', '.join(known)}; got {given!r}."
+                )
+
     def adapt(self, net: Network) -> Network:
         """The given network as this rule trains it; shown wherever results are."""
         return net
@@ -536,6 +567,7 @@ __all__ = [
     "Message",
     "Params",
     "Product",
+    "Point",
     "Rates",
     "Readout",
     "Rule",

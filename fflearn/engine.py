@@ -143,6 +143,7 @@ class Engine:
             replace(spec, net_out=self.out_shape, above=above[spec.index]) for spec in self.specs
         )
 
+            spec = replace(spec, points=layer.points(fed))
     def _above(self) -> list[tuple[tuple[int, ...], ...]]:
         """Of each layer, the outputs of its readers, in the order in which the Bus sweeps down."""
         nodes = self.net.nodes

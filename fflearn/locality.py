@@ -28,6 +28,7 @@ from fflearn import registry
 from fflearn.base import Channel, LayerView
 from fflearn.bus import Bus
 from fflearn.checks import BRANCHES, CHAIN, CHECKS, Bench, Make, bench, learned
+from fflearn.layers import Layer
 from fflearn.layers.block import HEAD, Block
 from fflearn.state import State
 from fflearn.topology import map_leaves
@@ -154,6 +155,9 @@ class _Ear:
                 rows if normal else k.normalize_jvp(rows, t.x, t.inner, self._layer.norm)
             )
         return self._layer.jvp(k, t, dx, dp)
+
+    def push(self, k: Any, t: Any, dx: Any, dp: Any) -> Any:
+        return Layer.push(self, k, t, dx, dp)  # type: ignore[arg-type]  # which goes by this jvp
 
 
 class ListeningBus(Bus):

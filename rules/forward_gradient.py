@@ -16,6 +16,7 @@ from fflearn.base import (
     LayerView,
     Message,
     Params,
+    Point,
     Rule,
     Signals,
     Update,
@@ -23,13 +24,6 @@ from fflearn.base import (
 from fflearn.errors import SpecError
 from fflearn.objectives.softmax_cross_entropy import SoftmaxCrossEntropy
 from fflearn.topology import plus
-
-CHOICES = (
-    ("perturb", ("activity", "weights")),
-    ("noise", ("gaussian", "rademacher", "orthonormal")),
-    ("guess", ("random", "local")),
-    ("target", ("global", "local")),
-)
 
 
 class Local(NamedTuple):
@@ -80,11 +74,14 @@ class ForwardGradient(Rule):
 
     Notes
     -----
+    Noise is on the pre-activation at the end of each layer, in a block behind its last norm; in a
+    block of blocks, as those of the network local_mixer, at the end of each of these.  Derivatives
+    are exact below it, down to the next noise; those of a recurrent layer through time.
+
     Local losses are per place and group.  M is drawn from N(0, 1/channels), learns by its own
-    exact gradient, and reads the channels' mean over places.  Differs from the papers: noise is on
-    the pre-activation at the end of each layer (of a block: behind its last norm), and inside of a
-    layer or block derivatives are exact, those of a recurrent one through time; in Ren et al. each
-    linear layer of a block is perturbed, and in Fournier et al. the local head is a small network.
+    exact gradient, and reads the channels' mean over places.  Noise in a block counts the losses
+    of the places and groups that it reaches.  Differs from the papers: M has no bias; in Fournier
+    et al. the local head is a small network.
 
     References
     ----------
@@ -94,6 +91,13 @@ class ForwardGradient(Rule):
     al. (2023), "Can forward gradient match backpropagation?", ICML 2023, arXiv:2306.06968 (guess,
     target).
     """
+
+    choices: ClassVar = {
+        "perturb": ("activity", "weights"),
+        "noise": ("gaussian", "rademacher", "orthonormal"),
+        "guess": ("random", "local"),
+        "target": ("global", "local"),
+    }
 
     perturb: str = "activity"
     noise: str = "rademacher"
@@ -113,12 +117,7 @@ class ForwardGradient(Rule):
     probes: ClassVar = ("signal_to_noise",)
 
     def __post_init__(self) -> None:
-        for name, known in CHOICES:
-            if getattr(self, name) not in known:
-                raise SpecError(
-                    f"forward_gradient needs {name} to be one of {', '.join(known)}; "
-                    f"got {getattr(self, name)!r}."
-                )
+        super().__post_init__()
         for name in ("directions", "groups"):
             if getattr(self, name) < 1:
                 raise SpecError(
@@ -228,20 +227,18 @@ class ForwardGradient(Rule):
             v.traces["x"] = v.forward(m.x)
         tangent = None
         if self.guess == "random" and self.target == "global":
-            tangent = self.pushed(v, m.tangent, self.noise_of(v, m.name))
+            tangent = v.jvp(v.trace, m.tangent, self.noise_of(v, m.name))
         elif m.name == str(v.index):
             v.state["local"] = own = self.local(v, s.target)
             v.state["guess"] = tangent = self.local_gradient(v, own)
-        elif m.tangent is not None:
+        else:
             tangent = v.jvp(v.trace, m.tangent, {})
         return m._replace(x=v.trace.y, tangent=tangent)
 
     def take(self, v: LayerView, s: Signals, name: str) -> None:
-        """Keep the derivative along a direction, shaped to multiply the layer's noise."""
-        if not self.estimates(v.spec) or (self.guess == "local" and name != str(v.index)):
-            return
-        rows = [1] * (v.trace.y.ndim - 1)
-        v.state[f"slope.{name}"] = s.loss.reshape(-1, *rows) if self.apart else s.scalar
+        """Keep the derivative along a direction."""
+        if self.estimates(v.spec) and (self.guess == "random" or name == str(v.index)):
+            v.state[f"slope.{name}"] = s.loss if self.apart else s.scalar
 
     def update(self, v: LayerView, s: Signals) -> Update:
         if not v.learns:
@@ -253,16 +250,13 @@ class ForwardGradient(Rule):
             v.report("loss", v.mean(own.loss))
             if self.guess == "local":
                 v.state["guess"] = self.local_gradient(v, own)
-            else:
-                for name in self.passes([v.spec]):
-                    v.state[f"slope.{name}"] = self.local_slope(v, own, self.noise_of(v, name))
         local = v.state.get("local")
         plastic = {"M": v.product(local.h, local.error)} if local else {}
         return Update(self.estimate(v, self.passes([v.spec])), plastic)
 
     # -- noise -----------------------------------------------------------------------------------
     def noise_of(self, v: LayerView, name: str) -> Params:
-        """u_l of a pass: by parameter, or of the pre-activation "a"; made again at each call."""
+        """u_l of a pass, by parameter or by point; made again at each call."""
         if not self.estimates(v.spec):
             return {}
         if self.noise != "orthonormal":
@@ -284,13 +278,14 @@ class ForwardGradient(Rule):
         if self.perturb == "weights":
             return v.noise_like_params(tag, draw)
         y = v.trace.y
-        return {"a": getattr(v.key.fold(tag), draw)(y.shape, y.dtype)}
+        keys = {p: v.key.fold(tag, *p.name.split(".")[:-1]) for p in v.points}
+        return {p.name: getattr(k, draw)((len(y), *p.shape), y.dtype) for p, k in keys.items()}
 
     def basis(self, bus: Any) -> list[int]:
         """Where each layer's numbers begin, and how many there are; a seed; which columns are used."""
         sizes = bus.sizes
         if self.perturb == "activity":
-            sizes = [math.prod(s.out_shape) for s in bus.specs]
+            sizes = [sum(math.prod(p.shape) for p in s.points) for s in bus.specs]
         own = [n if self.estimates(s) else 0 for n, s in zip(sizes, bus.specs, strict=True)]
         total = sum(own)
         if self.directions > total:
@@ -314,13 +309,6 @@ class ForwardGradient(Rule):
         v.state["basis"] = numbers[v.index], total, shift, columns
 
     # -- derivatives -----------------------------------------------------------------------------
-    def pushed(self, v: LayerView, dx: Any, u: Params) -> Any:
-        """Tangent of the output from those of the input and of what is perturbed; None is zero."""
-        if self.perturb == "weights":
-            return v.jvp(v.trace, dx, u) if u or dx is not None else None
-        through = None if dx is None else v.jvp(v.trace, dx, {})
-        return plus(through, v.act_vjp(v.trace, u["a"]) if u else None)
-
     def estimate(self, v: LayerView, names: list[str]) -> Params:
         """The gradient of the own parameters, from the named directions."""
         t = v.trace
@@ -328,17 +316,26 @@ class ForwardGradient(Rule):
             dy = v.state["guess"]
             if self.target == "global":
                 square = (dy * dy).sum(tuple(range(1, dy.ndim)), keepdims=True)
-                dy = v.state[f"slope.{names[0]}"] / np.maximum(square, np.finfo(dy.dtype).tiny) * dy
+                along = as_rows(v.state[f"slope.{names[0]}"], dy)
+                dy = along / np.maximum(square, np.finfo(dy.dtype).tiny) * dy
             return v.param_vjp(t, v.act_vjp(t, dy))
         mean: Params = {}
         for name in names:
-            for n, u in self.noise_of(v, name).items():
-                mean[n] = plus(mean.get(n), v.state[f"slope.{name}"] * u / len(names))
+            noise = self.noise_of(v, name)
+            slopes = self.slopes(v, name, noise)
+            for n, u in noise.items():
+                mean[n] = plus(mean.get(n), slopes[n] * u / len(names))
         if self.perturb == "weights":
             return mean
-        alive = v.act_vjp(t, np.ones_like(t.a)) != 0  # a unit that passes nothing on gets no noise
-        da = mean["a"] * alive
-        return v.param_vjp(t, da * len(da), weighted=True) if self.per_batch else v.param_vjp(t, da)
+        if self.per_batch:
+            mean = {n: len(da) * da for n, da in mean.items()}
+        return v.points_vjp(t, mean, weighted=self.per_batch)
+
+    def slopes(self, v: LayerView, name: str, u: Params) -> Params:
+        """The derivative along a direction, by what it moves and shaped to multiply its noise."""
+        if self.target == "local":
+            return self.local_slopes(v, v.state["local"], u)
+        return {n: as_rows(v.state[f"slope.{name}"], a) for n, a in u.items()}
 
     def local(self, v: LayerView, label: Any) -> Local:
         """The layer's own loss, of the mean activity over places that have no label of their own."""
@@ -355,24 +352,27 @@ class ForwardGradient(Rule):
         dh = v.k.matmul_nt(rows, v.aux["M"]).reshape(own.h.shape) / own.places
         return np.repeat(dh, own.places, axis=2).reshape(v.trace.y.shape)
 
-    def local_slope(self, v: LayerView, own: Local, u: Params) -> Any:
-        """Derivative of the own loss along noise, of each place and group alone: (B, *out).
+    def local_slopes(self, v: LayerView, own: Local, u: Params) -> Params:
+        """Derivatives of the own losses along noise: at each point of those that it reaches.
 
         For noise on weights the batch mean of their sum: ().
         """
-        moved = self.pushed(v, None, u)
-        classes, size = own.error.shape[-1], own.h.shape[-1] // self.groups
-        rows = moved.reshape(-1, self.groups, size)
-        found = []
-        for group in range(self.groups):
-            m = v.aux["M"][group * size : (group + 1) * size]
-            dg = v.k.matmul(np.ascontiguousarray(rows[:, group]), m)
-            dg = dg.reshape(*own.error.shape[:2], own.places, classes)
-            found.append((dg * own.error).sum(3) / own.places)
-        slope = np.stack(found, axis=3)  # (B, L, P, G)
+        moved = v.jvp(v.trace, None, u)
+        along = moved * self.local_gradient(v, own)
+        slope = along.reshape(*own.error.shape[:2], own.places, self.groups, -1).sum(4)
         if self.perturb == "weights":
-            return v.mean(slope.reshape(len(slope), -1).sum(1))
-        return np.repeat(slope, size, axis=3).reshape(moved.shape)
+            return dict.fromkeys(u, v.mean(slope.reshape(len(slope), -1).sum(1)))
+        return {p.name: self.felt(slope, p) for p in v.points}
+
+    def felt(self, slope: Any, point: Point) -> Any:
+        """Numbers (B, L, P, G) of the layer's output, for the noise (B, *shape) at a point."""
+        if not point.places:
+            slope = slope.sum((1, 2), keepdims=True)
+        if point.groups % self.groups:
+            slope = slope.sum(3, keepdims=True)
+        slope = np.repeat(slope, point.shape[-1] // slope.shape[3], axis=3)
+        places = point.shape[:-1] if point.places else [1] * (len(point.shape) - 1)
+        return slope.reshape(len(slope), *places, -1)
 
     # -- a probe ---------------------------------------------------------------------------------
     def signal_to_noise(self, v: LayerView, u: Update) -> float | None:
@@ -385,3 +385,8 @@ class ForwardGradient(Rule):
         mean, n = np.mean(rows, axis=0), len(rows)
         noise = sum(((row - mean) ** 2).sum() for row in rows) / (n * (n - 1))
         return float(((mean**2).sum() - noise) / noise)
+
+
+def as_rows(slope: Any, u: Any) -> Any:
+    """A number per sample, or one for all, to multiply noise by."""
+    return slope.reshape(-1, *[1] * (u.ndim - 1)) if slope.ndim else slope

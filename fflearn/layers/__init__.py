@@ -13,7 +13,11 @@ from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar
 
+import numpy as np
+
+from fflearn.base import Point
 from fflearn.errors import SpecError
+from fflearn.topology import plus
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,31 @@ class Layer:
     def jvp(self, k: Any, t: Any, dx: Any, dp: Mapping[str, Any]) -> Any:
         """Tangents of x (or None) and of the parameters -> (B, *out) tangent of y."""
         raise NotImplementedError
+
+    # -- where a rule may move a layer ----------------------------------------------------------
+    def keeps_apart(self, in_shape: tuple[int, ...]) -> tuple[bool, int]:
+        """Whether each place of the output reads that place alone, and what channels are cut into.
+
+        In as many equal parts as divide the number, each part of the channels of the output reads
+        the like part alone.  What is not sure is said to mix.
+        """
+        return False, 1
+
+    def points(self, in_shape: tuple[int, ...]) -> tuple[Point, ...]:
+        """The pre-activations that a rule may move: a layer's own."""
+        out = self.out_shape(in_shape)
+        return (Point("a", out, True, out[-1]),)
+
+    def push(self, k: Any, t: Any, dx: Any, dp: Mapping[str, Any]) -> Any:
+        """As `jvp`, with ``dp`` of points too; None where nothing moves."""
+        inner = {n: d for n, d in dp.items() if n != "a"}
+        up = None if dx is None and not inner else self.jvp(k, t, dx, inner)
+        return plus(up, self.act_vjp(k, t, dp["a"])) if "a" in dp else up
+
+    def points_vjp(self, k: Any, t: Any, da: Mapping[str, Any]) -> dict[str, Any]:
+        """Batch-mean gradients by name from d loss/d (pre-activation) of each point."""
+        live = self.act_vjp(k, t, np.ones_like(t.a)) != 0
+        return self.param_vjp(k, t, da["a"] * live)
 
     def running(self, k: Any, t: Any) -> dict[str, Any]:
         """New values of the `buffers` after the trace of the pass "x" (running statistics)."""

@@ -48,6 +48,9 @@ class Act(Layer):
     def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         return in_shape
 
+    def keeps_apart(self, in_shape: tuple[int, ...]) -> tuple[bool, int]:
+        return True, in_shape[-1]
+
     def init(self, key: Any, in_shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
         return {}
 

@@ -43,6 +43,9 @@ class BatchNorm(LayerNorm):
         moments = {"mean": np.zeros(channels, dtype), "var": np.ones(channels, dtype)}
         return super().init(key, in_shape, dtype) | moments
 
+    def keeps_apart(self, in_shape: tuple[int, ...]) -> tuple[bool, int]:
+        return False, in_shape[-1]
+
     def _moments(self, k: Any, p: Mapping[str, Any], rows: Any, env: Env) -> tuple[Any, ...]:
         if env.train:
             return super()._moments(k, p, rows, env)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, ClassVar, NamedTuple
 
-from fflearn.base import Env, Trace
+import numpy as np
+
+from fflearn.base import Env, Point, Trace
 from fflearn.errors import SpecError
 from fflearn.layers import Layer
 from fflearn.layers.dense import Dense
@@ -212,9 +216,65 @@ class Block(Layer):
             value[i] = (
                 plus(value[sources[0]], value[sources[1]])
                 if leaf is None
-                else self.leaves[leaf].jvp(k, t.inner[i], value[sources[0]], _own(dp, leaf))
+                else self.leaves[leaf].push(k, t.inner[i], value[sources[0]], _own(dp, leaf))
             )
-        return value[len(self.nodes) - 1]
+        end = value[len(self.nodes) - 1]
+        return np.zeros_like(t.y) if end is None else end
+
+    # -- points: the ends of the leaves that learn, in a block of blocks --------------------------
+    def keeps_apart(self, in_shape: tuple[int, ...]) -> tuple[bool, int]:
+        return self._onward(-1, in_shape)
+
+    def points(self, in_shape: tuple[int, ...]) -> tuple[Point, ...]:
+        # What moves one sample inside moves the others' outputs, too, where samples mix further on.
+        if self.couples_samples or not any(isinstance(layer, Block) for layer in self.leaves):
+            return super().points(in_shape)
+        at = shapes(self.nodes, self.leaves, in_shape)
+        return tuple(
+            Point(f"{leaf}.a", at[i], *self._onward(i, in_shape))
+            for i, (leaf, _) in enumerate(self.nodes)
+            if leaf is not None and self.leaves[leaf].learns
+        )
+
+    def _onward(self, start: int, in_shape: tuple[int, ...]) -> tuple[bool, int]:
+        """`keeps_apart` of all that reads a node, up to the end."""
+        at = {-1: in_shape} | dict(enumerate(shapes(self.nodes, self.leaves, in_shape)))
+        reached, places, groups = {start}, True, at[start][-1]
+        for i, (leaf, sources) in enumerate(self.nodes):
+            if reached.isdisjoint(sources):
+                continue
+            reached.add(i)
+            if leaf is not None:
+                apart, parts = self.leaves[leaf].keeps_apart(at[sources[0]])
+                places, groups = places and apart, math.gcd(groups, parts)
+        return places, groups
+
+    def points_vjp(self, k: Any, t: Trace, da: Mapping[str, Any]) -> dict[str, Any]:
+        if "a" in da:
+            return super().points_vjp(k, t, da)
+        grads: dict[str, Any] = {}
+        for i, (leaf, _) in enumerate(self.nodes):
+            if leaf is not None and (own := da.get(f"{leaf}.a")) is not None:
+                own = own * self._live(k, t, leaf, i)
+                grads |= _under(leaf, self.leaves[leaf].param_vjp(k, t.inner[i], own))
+        return grads
+
+    def _live(self, k: Any, t: Trace, leaf: int, start: int) -> Any:
+        """Which units of a leaf pass anything on, as far as what reads them is pointwise."""
+        ti = t.inner[start]
+        moved = {start: self.leaves[leaf].act_vjp(k, ti, np.ones_like(ti.a))}
+        for i, (reader, sources) in enumerate(self.nodes):
+            found = [moved[s] for s in sources if s in moved]
+            if not found:
+                continue
+            if reader is None:
+                moved[i] = reduce(plus, found)
+            else:
+                shape = found[0].shape[1:]
+                if self.leaves[reader].keeps_apart(shape) != (True, shape[-1]):
+                    return moved[start] != 0
+                moved[i] = self.leaves[reader].jvp(k, t.inner[i], found[0], {})
+        return moved[len(self.nodes) - 1] != 0
 
     def running(self, k: Any, t: Trace) -> dict[str, Any]:
         if isinstance(t.inner, Headed):

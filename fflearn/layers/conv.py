@@ -99,6 +99,8 @@ class Conv(Layer):
             (cls(4, "tanh", kernel=5, stride=3, padding="1"), (9, 8, 3)),
             (cls(6, "tanh", groups=3, draw="lecun"), (4, 5, 9)),
             (cls(4, "gelu", kernel=1, padding="2"), (2, 3, 8)),
+            (cls(4, "tanh", kernel=1, groups=2), (3, 2, 6)),
+            (cls(4, kernel=1, groups=2, norm="rms"), (3, 2, 6)),
         ]
 
     @property
@@ -128,6 +130,11 @@ class Conv(Layer):
                 f"padding included; its input has the shape {in_shape}. Use a smaller kernel."
             )
         return (high, wide, self.units)
+
+    def keeps_apart(self, in_shape: tuple[int, ...]) -> tuple[bool, int]:
+        if self.norm != "none":
+            return False, 1
+        return self.kernel == self.stride == 1 and not self._padding, self.groups
 
     def init(self, key: Any, in_shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
         shape = (self.kernel, self.kernel, in_shape[2] // self.groups, self.units)

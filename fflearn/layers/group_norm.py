@@ -20,6 +20,8 @@ class GroupNorm(LayerNorm):
     ----------
     groups : int
         Parts into which the channels are divided; 1 normalises the whole sample.
+    each_place : bool
+        Whether every place has a mean and a variance of its own, as in `LayerNorm`.
 
     References
     ----------
@@ -27,6 +29,7 @@ class GroupNorm(LayerNorm):
     """
 
     groups: int = 8
+    each_place: bool = False
 
     kind: ClassVar[str] = "group_norm"
 
@@ -38,6 +41,7 @@ class GroupNorm(LayerNorm):
     @classmethod
     def examples(cls) -> list[tuple[Layer, tuple[int, ...]]]:
         images = [(cls("tanh", groups=2), (3, 2, 6)), (cls(groups=1), (2, 2, 3))]
+        images += [(cls(affine=False, groups=2, each_place=True), (3, 2, 6))]
         return [*images, (cls("relu", groups=3), (9,))]
 
     def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -48,11 +52,18 @@ class GroupNorm(LayerNorm):
             )
         return in_shape
 
+    def keeps_apart(self, in_shape: tuple[int, ...]) -> tuple[bool, int]:
+        return self.each_place, self.groups
+
     def _rows(self, x: Any) -> Any:
-        """(B, *places, C) -> (B groups, places C / groups)."""
+        """(B, *places, C) -> (B groups, places C / groups), or (B places groups, C / groups)."""
+        if self.each_place:
+            return x.reshape(-1, x.shape[-1] // self.groups)
         apart = x.reshape(len(x), -1, self.groups, x.shape[-1] // self.groups)
         return apart.swapaxes(1, 2).reshape(len(x) * self.groups, -1)
 
     def _shaped(self, rows: Any, shape: tuple[int, ...]) -> Any:
+        if self.each_place:
+            return rows.reshape(shape)
         apart = rows.reshape(shape[0], self.groups, -1, shape[-1] // self.groups)
         return apart.swapaxes(1, 2).reshape(shape)

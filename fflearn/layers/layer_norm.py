@@ -27,6 +27,8 @@ class LayerNorm(Layer):
         relu, tanh, sigmoid, hardsigmoid, gelu or identity.
     eps : float
         Added to the variance.
+    affine : bool
+        Whether there are g and b; otherwise a is n.
 
     Notes
     -----
@@ -40,6 +42,7 @@ class LayerNorm(Layer):
 
     activation: str = "identity"
     eps: float = 1e-5
+    affine: bool = True
 
     kind: ClassVar[str] = "layer_norm"
     words: ClassVar[tuple[str, ...]] = ("activation",)
@@ -57,7 +60,12 @@ class LayerNorm(Layer):
 
     @classmethod
     def examples(cls) -> list[tuple[Layer, tuple[int, ...]]]:
-        return [(cls(), (7,)), (cls("tanh"), (3, 5)), (cls("relu", 0.1), (2, 3, 4))]
+        plain = (cls("tanh", affine=False), (3, 2, 4))
+        return [(cls(), (7,)), (cls("tanh"), (3, 5)), (cls("relu", 0.1), (2, 3, 4)), plain]
+
+    @property
+    def learns(self) -> bool:  # type: ignore[override]
+        return self.affine or bool(self.buffers)
 
     @property
     def linear(self) -> bool:
@@ -68,7 +76,12 @@ class LayerNorm(Layer):
             raise ShapeError(f"{self.spec()!r} needs channels; its input is one number.")
         return in_shape
 
+    def keeps_apart(self, in_shape: tuple[int, ...]) -> tuple[bool, int]:
+        return True, 1
+
     def init(self, key: Any, in_shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
+        if not self.affine:
+            return {}
         scale = {"g": np.ones(in_shape[-1], dtype)}
         return {**scale, "b": np.zeros(in_shape[-1], dtype)} if self.center else scale
 
@@ -89,8 +102,8 @@ class LayerNorm(Layer):
     def forward(self, k: Any, p: Mapping[str, Any], x: Any, env: Env, noise: Any = None) -> Trace:
         n, *moments = self._moments(k, p, self._rows(x), env)
         n = self._shaped(n, x.shape)
-        a = n * p["g"]
-        if self.center:
+        a = n * p["g"] if self.affine else n
+        if "b" in p:
             a = a + p["b"]
         if noise is not None:
             a = a + noise
@@ -103,6 +116,8 @@ class LayerNorm(Layer):
         return k.act_vjp(dy, t.a, t.y, self.activation)
 
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
+        if not self.affine:
+            return {}
         channels = t.x.shape[-1]
         g = {"g": k.colmean((da * t.inner[0]).reshape(-1, channels), len(da))}
         return {**g, "b": k.colmean(da.reshape(-1, channels), len(da))} if self.center else g
@@ -116,7 +131,7 @@ class LayerNorm(Layer):
         return self._shaped(k.standardize_vjp(*rows, self.axis, self.eps, self.center), d.shape)
 
     def input_vjp(self, k: Any, t: Trace, da: Any) -> Any:
-        return self._through(k, t, da * t.params["g"])
+        return self._through(k, t, da * t.params["g"] if self.affine else da)
 
     def jvp(self, k: Any, t: Trace, dx: Any, dp: Mapping[str, Any]) -> Any:
         da = np.zeros_like(t.y)
@@ -125,5 +140,6 @@ class LayerNorm(Layer):
         if "b" in dp:
             da = da + dp["b"]
         if dx is not None:
-            da = da + self._through(k, t, dx) * t.params["g"]
+            dn = self._through(k, t, dx)
+            da = da + (dn * t.params["g"] if self.affine else dn)
         return k.act_vjp(da, t.a, t.y, self.activation)

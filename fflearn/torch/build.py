@@ -214,27 +214,34 @@ def _avg_pool(layer: Any, at: At) -> Built:
 
 def _over_channels(kind: Any, layer: Any, at: At) -> Built:
     """A norm of the last axis; if that is the only one, whatever the order of its numbers."""
-    norm = kind(at.shape[-1], layer.eps)
+    norm = kind(at.shape[-1], layer.eps, layer.affine)
+    holder = norm if layer.learns else None
     if len(at.shape) == 1:
-        return Built([norm, *_activation(layer)], at.first, norm, at.first)
-    return Built([*_to_back(at), norm, *_activation(layer)], None, norm)
+        return Built([norm, *_activation(layer)], at.first, holder, at.first)
+    return Built([*_to_back(at), norm, *_activation(layer)], None, holder)
 
 
 def _batch_norm(layer: Any, at: At) -> Built:
     if len(at.shape) == 1:
-        return _over_channels(nn.BatchNorm1d, layer, at)
+        return _over_channels(_batch_norm_1d, layer, at)
     kinds = {2: nn.BatchNorm1d, 3: nn.BatchNorm2d, 4: nn.BatchNorm3d}
     if len(at.shape) not in kinds:
         return _own(layer, at)
-    norm = kinds[len(at.shape)](at.shape[-1], layer.eps)
+    norm = kinds[len(at.shape)](at.shape[-1], layer.eps, affine=layer.affine)
     return Built([*_to_front(at), norm, *_activation(layer)], at.shape, norm)
 
 
+def _batch_norm_1d(features: int, eps: float, affine: bool) -> nn.Module:
+    return nn.BatchNorm1d(features, eps, affine=affine)
+
+
 def _group_norm(layer: Any, at: At) -> Built:
-    norm = nn.GroupNorm(layer.groups, at.shape[-1], layer.eps)
+    if layer.each_place:
+        return _own(layer, at)
+    norm = nn.GroupNorm(layer.groups, at.shape[-1], layer.eps, layer.affine)
     one = len(at.shape) == 1
     before, first = (_to_back(at), None) if one else (_to_front(at), at.shape)
-    return Built([*before, norm, *_activation(layer)], first, norm)
+    return Built([*before, norm, *_activation(layer)], first, norm if layer.learns else None)
 
 
 def _embed(layer: Any, at: At) -> Built:

@@ -171,6 +171,13 @@ def _conv(layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
     return ACTIVATIONS[layer.activation](a.permute(0, 2, 3, 1))
 
 
+def _mix(layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
+    a = torch.einsum("bpc,pq->bqc", x.flatten(1, -2), p["W"])
+    if "b" in p:
+        a = a + p["b"][:, None]
+    return ACTIVATIONS[layer.activation](a).reshape(x.shape)
+
+
 def _act(layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
     return ACTIVATIONS[layer.activation](x)
 
@@ -196,24 +203,25 @@ def _batch_norm(layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
     """In training it moves the buffers in place, as torch does: `_apart` guards the state."""
     moving = p["mean"].detach(), p["var"].detach()
     rows = x.reshape(-1, x.shape[-1])
-    a = torch.batch_norm(rows, p["g"], p["b"], *moving, env.train, 0.1, layer.eps, False)
+    a = torch.batch_norm(rows, p.get("g"), p.get("b"), *moving, env.train, 0.1, layer.eps, False)
     return ACTIVATIONS[layer.activation](a.reshape(x.shape))
 
 
 def _layer_norm(layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    a = functional.layer_norm(x, x.shape[-1:], p["g"], p["b"], layer.eps)
+    a = functional.layer_norm(x, x.shape[-1:], p.get("g"), p.get("b"), layer.eps)
     return ACTIVATIONS[layer.activation](a)
 
 
 def _rms_norm(layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
-    a = p["g"] * x * torch.rsqrt((x * x).mean(-1, keepdim=True) + layer.eps)
+    a = p.get("g", 1) * x * torch.rsqrt((x * x).mean(-1, keepdim=True) + layer.eps)
     return ACTIVATIONS[layer.activation](a)
 
 
 def _group_norm(layer: Any, p: Mapping[str, Any], x: Any, env: Env) -> Any:
     # Channels last and an input without gradient: torch 2.13's backward crashes on the CPU.
-    rows = x.movedim(-1, 1).contiguous()
-    a = functional.group_norm(rows, layer.groups, p["g"], p["b"], layer.eps).movedim(1, -1)
+    rows = x.reshape(-1, x.shape[-1]) if layer.each_place else x.movedim(-1, 1).contiguous()
+    a = functional.group_norm(rows, layer.groups, p.get("g"), p.get("b"), layer.eps)
+    a = a.reshape(x.shape) if layer.each_place else a.movedim(1, -1)
     return ACTIVATIONS[layer.activation](a)
 
 
@@ -248,6 +256,7 @@ LAYERS: dict[str, Function] = {
     "group_norm": _group_norm,
     "layer_norm": _layer_norm,
     "max_pool": _max_pool,
+    "mix": _mix,
     "position": _position,
     "rms_norm": _rms_norm,
     "sage": _sage,

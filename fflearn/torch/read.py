@@ -274,10 +274,10 @@ def _dropout(r: _Reader, m: Any) -> None:
 def _batch_norm(r: _Reader, m: Any) -> None:
     one = len(r.at.shape) == 1
     _needs(one or r.at.first == r.at.shape, "channels first")
-    _needs(m.affine and m.track_running_stats, "affine=True and track_running_stats=True")
+    _needs(m.track_running_stats, "track_running_stats=True")
     if m.momentum != MOMENTUM:
         r.notes.append(f"{r.name}: momentum {m.momentum} there, {MOMENTUM} here, while training")
-    r.add(_made("batch_norm", eps=m.eps), r.at.first)
+    r.add(_made("batch_norm", eps=m.eps, affine=m.affine), r.at.first)
 
 
 def _layer_norm(r: _Reader, m: Any) -> None:
@@ -285,16 +285,17 @@ def _layer_norm(r: _Reader, m: Any) -> None:
         _needs_back(r)
     kind = "layer_norm" if type(m) is nn.LayerNorm else "rms_norm"
     _needs(len(m.normalized_shape) == 1, "a normalized_shape of one axis")
-    _needs(m.elementwise_affine and getattr(m, "bias", m) is not None, "learned scale and shift")
-    eps = torch.finfo(m.weight.dtype).eps if m.eps is None else m.eps
-    r.add(_made(kind, eps=eps), r.at.first)
+    affine = m.elementwise_affine
+    _needs(not affine or getattr(m, "bias", m) is not None, "a learned scale and shift, or neither")
+    dtype = m.weight.dtype if affine else torch.get_default_dtype()
+    eps = torch.finfo(dtype).eps if m.eps is None else m.eps
+    r.add(_made(kind, eps=eps, affine=affine), r.at.first)
 
 
 def _group_norm(r: _Reader, m: Any) -> None:
     one = len(r.at.shape) == 1
     _needs(r.at.first == (None if one else r.at.shape), "channels first, or one axis of features")
-    _needs(m.affine, "affine=True")
-    r.add(_made("group_norm", eps=m.eps, groups=m.num_groups), r.at.first)
+    r.add(_made("group_norm", eps=m.eps, affine=m.affine, groups=m.num_groups), r.at.first)
 
 
 def _embedding(r: _Reader, m: Any) -> None:

@@ -79,6 +79,8 @@ def _with_bias(t: Tensors, w: np.ndarray) -> Places:
 
 
 def _norm(layer: Any, t: Tensors, flat: Shape | None) -> Places:
+    if "g" in t:  # a module of our own
+        return _same_names(layer, t, flat)
     names = {"g": "weight", "b": "bias", "mean": "running_mean", "var": "running_var"}
     return {o: (n, _channels_last(t[n], flat)) for o, n in names.items() if n in t}
 

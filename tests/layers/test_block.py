@@ -156,3 +156,106 @@ def test_the_message_below_a_block_is_made_on_request_alone():
     assert set(block.param_vjp(k, t, t.a)) == {"0.W", "0.b", "1.W", "1.b"}
     with pytest.raises(AssertionError):
         block.input_vjp(k, t, t.a)
+
+
+# ---- points ---------------------------------------------------------------------------------------
+
+UNITS = "block(mix tanh) | block(conv 4 kernel=1 | layer_norm tanh affine=false)"
+POINTED = {  # points: name, whether places stay apart, into how many parts channels may be cut
+    f"block({UNITS} | block(conv 4 kernel=1 groups=2))": "0.a True 1, 1.a True 2, 2.a True 4",
+    f"block(residual({UNITS} | conv 4 kernel=1 groups=2) | act relu)": (
+        "0.a True 1, 1.a True 2, 2.a True 4"
+    ),
+    "block(block(conv 4 tanh) | layer_norm tanh affine=false | conv 4 tanh)": (
+        "0.a False 1, 2.a True 4"
+    ),
+    "block(block(block(conv 4 tanh) | conv 6) | avg_pool)": "0.a False 1",
+    "block(block(conv 4) | batch_norm | conv 4)": "a True 4",
+    "block(conv 4 | conv 4)": "a True 4",
+}
+NESTED = [spec for spec, told in POINTED.items() if not told.startswith("a")]
+
+
+class Pointed(Headed):
+    """A block on images, with noise at its points."""
+
+    def __init__(self, spec):
+        (self.block,) = network(spec).leaves
+        self.shape, rng = (2, 3, 4), np.random.default_rng(5)
+        self.k, self.env = kernels.load("reference"), Env()
+        self.p = {n: a + 0.1 for n, a in self.block.init(Key(0), self.shape, np.float64).items()}
+        self.x, self.dx = rng.normal(size=(2, 4, *self.shape))
+        self.t = self.block.forward(self.k, self.p, self.x, self.env)
+        self.points = self.block.points(self.shape)
+        self.u = {q.name: rng.normal(size=(4, *q.shape)) for q in self.points}
+
+    def node(self, point):
+        leaf = int(point.name.partition(".")[0])
+        return next(i for i, n in enumerate(self.block.nodes) if n.leaf == leaf)
+
+    def by_hand(self, x, noise):
+        """The block's output with noise at the ends of its leaves."""
+        value, leaves = {-1: x}, self.block.leaves
+        for i, (leaf, sources) in enumerate(self.block.nodes):
+            below = [value[s] for s in sources]
+            own = {n[len(f"{leaf}.") :]: a for n, a in self.p.items() if n.startswith(f"{leaf}.")}
+            value[i] = (
+                sum(below)
+                if leaf is None
+                else leaves[leaf].forward(self.k, own, below[0], self.env, noise.get(f"{leaf}.a")).y
+            )
+        return value[i]
+
+
+@pytest.mark.parametrize(("spec", "told"), POINTED.items())
+def test_a_block_of_blocks_is_moved_at_the_ends_of_its_leaves(spec, told):
+    c = Pointed(spec)
+    assert ", ".join(f"{q.name} {q.places} {q.groups}" for q in c.points) == told
+    for q in c.points if spec in NESTED else ():
+        assert q.shape == c.t.inner[c.node(q)].a.shape[1:]
+
+
+@pytest.mark.parametrize("spec", NESTED)
+def test_noise_at_points_moves_the_output_by_its_tangent(spec):
+    c, h = Pointed(spec), 1e-6
+    moved = [c.by_hand(c.x + s * h * c.dx, {n: s * h * u for n, u in c.u.items()}) for s in (1, -1)]
+    tangent = c.block.push(c.k, c.t, c.dx, c.u)
+    np.testing.assert_allclose(tangent, (moved[0] - moved[1]) / (2 * h), rtol=1e-6, atol=1e-8)
+    for q in c.points:
+        alone = c.block.push(c.k, c.t, None, {q.name: c.u[q.name]})
+        rest = {n: u for n, u in c.u.items() if n != q.name}
+        np.testing.assert_allclose(alone, tangent - c.block.push(c.k, c.t, c.dx, rest), atol=1e-12)
+
+
+@pytest.mark.parametrize("spec", NESTED)
+def test_what_a_point_says_it_reaches_is_all_it_reaches(spec):
+    c = Pointed(spec)
+    for q in c.points:
+        n, channels = int(np.prod(q.shape[:-1])), q.shape[-1]
+        for at in np.ndindex(n, q.groups):
+            u = np.zeros((4, n, channels))
+            mine = np.arange(channels) * q.groups // channels == at[1]
+            u[:, at[0], mine] = 1
+            moved = c.block.push(c.k, c.t, None, {q.name: u.reshape(4, *q.shape)})
+            moved = moved.reshape(4, -1, moved.shape[-1])
+            theirs = np.arange(moved.shape[2]) * q.groups // moved.shape[2] == at[1]
+            assert not moved[:, :, ~theirs].any()
+            if q.places:
+                assert moved.shape[1] == n and not np.delete(moved, at[0], axis=1).any()
+
+
+@pytest.mark.parametrize("spec", NESTED)
+def test_a_points_gradient_stops_at_the_point_below(spec):
+    c = Pointed(spec)
+    found = c.block.points_vjp(c.k, c.t, c.u)
+    for q in c.points:
+        live = np.ones((4, *q.shape), bool)
+        if q.places and q.groups == q.shape[-1]:  # pointwise: what the output does not feel
+            live = c.block.push(c.k, c.t, None, {q.name: np.ones((4, *q.shape))}) != 0
+            assert live.all() == ("relu" not in spec)
+        layer = c.block.leaves[int(q.name.partition(".")[0])]
+        own = layer.param_vjp(c.k, c.t.inner[c.node(q)], c.u[q.name] * live)
+        for name, g in own.items():
+            mine = found.pop(f"{q.name.partition('.')[0]}.{name}")
+            np.testing.assert_array_equal(c.k.formed(mine), c.k.formed(g))
+    assert not found

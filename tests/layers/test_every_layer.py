@@ -220,3 +220,47 @@ def test_a_block_whose_branches_do_not_fit_is_told():
     block = Block(Sequential((Residual(Sequential((Dense(5),))),)))
     with pytest.raises(ShapeError, match="residual"):
         block.out_shape((4,))
+
+
+@pytest.mark.parametrize(("layer", "shape"), EXAMPLES, **NAMED)
+def test_places_and_channels_that_a_layer_keeps_apart_do_not_meet(layer, shape):
+    c = Case(layer, shape)
+    places, groups = layer.keeps_apart(shape)
+    out = layer.out_shape(shape)
+
+    def felt(moved):
+        """Which numbers of the output, (P, C), a tangent at those of the input moves."""
+        dx = np.where(moved.reshape(shape), c.dx, 0)
+        tangent = layer.jvp(c.k, c.t, dx, {})
+        return (tangent != 0).any(axis=0).reshape(-1, out[-1])
+
+    n, channels = np.prod(shape[:-1], dtype=int), shape[-1]
+    at = np.zeros((n, channels), bool)
+    if places:
+        assert out[:-1] == shape[:-1]
+        for p in range(n):
+            moved = felt(np.where(np.arange(n)[:, None] == p, True, at))
+            assert not np.delete(moved, p, axis=0).any()
+    if groups > 1:
+        assert channels % groups == 0 == out[-1] % groups
+        for g in range(groups):
+            mine = np.arange(channels) * groups // channels == g
+            moved = felt(at | mine)
+            assert not moved[:, np.arange(out[-1]) * groups // out[-1] != g].any()
+
+
+@pytest.mark.parametrize(("layer", "shape"), EXAMPLES, **NAMED)
+def test_a_layer_is_moved_at_its_pre_activation(layer, shape):
+    c = Case(layer, shape)
+    (point,) = layer.points(shape)
+    assert point.name == "a" and point.shape == c.t.a.shape[1:] and point.places
+    assert point.groups == point.shape[-1]
+    assert layer.push(c.k, c.t, None, {}) is None
+    through = layer.jvp(c.k, c.t, c.dx, c.dp)
+    np.testing.assert_array_equal(layer.push(c.k, c.t, c.dx, c.dp), through)
+    moved = layer.push(c.k, c.t, c.dx, {**c.dp, "a": c.dy})
+    np.testing.assert_allclose(moved, through + layer.act_vjp(c.k, c.t, c.dy), rtol=1e-12)
+    live = layer.act_vjp(c.k, c.t, np.ones_like(c.dy)) != 0
+    own = layer.points_vjp(c.k, c.t, {"a": c.dy})
+    for name, g in layer.param_vjp(c.k, c.t, c.dy * live).items():
+        np.testing.assert_array_equal(c.k.formed(own[name]), c.k.formed(g))

@@ -228,10 +228,10 @@ def immutable(node: ast.expr | None) -> bool:
 
 
 def settings(line: ast.Assign | ast.AnnAssign | ast.AugAssign) -> bool:
-    """Whether this is a rule's table of variants or defaults, written out in plain values."""
+    """Whether this is a rule's table of words, variants or defaults, written out in plain values."""
     if not isinstance(line, ast.AnnAssign):
         return False
-    if ast.unparse(line.target) not in ("variants", "optimizer"):
+    if ast.unparse(line.target) not in ("choices", "variants", "optimizer"):
         return False
     plain = ast.Dict | ast.Constant | ast.Tuple | ast.UnaryOp | ast.USub | ast.Load
     return all(isinstance(node, plain) for node in ast.walk(line.value or line))
