@@ -6,6 +6,7 @@ the command line and kills itself, without a chance to tidy up, where the test s
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -16,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from core_runs import ROOT, spawn
+from core_runs import ROOT, spawn, unmeasured
 
-from fflearn import registry
+from fflearn import registry, report, tuning
+from fflearn.comparison import compare
+from fflearn.experiment import Experiment
 from fflearn.optim import SGD, Adam
 from fflearn.random import Key
 from fflearn.run_files import CHECKPOINT, FINAL
@@ -33,11 +36,13 @@ ADAM = ("--optimizer", "adam", "--lr", "0.01", "--weight-decay", "0.1,0.01")
 MOMENTUM = ("--optimizer", "sgd", "--lr", "0.1", "--momentum", "0.9", "--schedule", "cosine")
 
 KILLED = """
-import importlib.util, json, os, signal, sys
+import importlib.util, json, os, signal, sys, time
 
 from fflearn import cli, comparison, predict, reference, state, training
 import fflearn.kernels.cpu, safetensors.numpy, tqdm
 
+if importlib.util.find_spec("optuna"):
+    import optuna, optuna.samplers
 if importlib.util.find_spec("torch"):
     import torch  # once, with the parts that its first step imports
 
@@ -120,6 +125,9 @@ for line in sys.stdin:
         if kill:
             arm(kill)
         os._exit(cli.main(words))
+    if kill and kill[0] == "after":
+        time.sleep(kill[1])
+        os.kill(child, signal.SIGKILL)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -268,6 +276,60 @@ def test_a_comparison_killed_midway_ends_with_the_same_records(here, killer):
             assert record.pop("joules") is record["curves"].pop("joules")[-1]
         assert whole[name] == out[name]
     assert Path("whole/experiment.toml").read_text() == Path("out/experiment.toml").read_text()
+
+
+def plain_report(folder):
+    """What a comparison's page says, times left out: they are not the same in two runs."""
+    layout = importlib.import_module("fflearn.report.page")  # it needs matplotlib
+    found = [{**unmeasured(r), "contended": True} for r in report.read(folder)]
+    curves = {"seconds": [0.0] * 12, "joules": [None] * 12}
+    told = {"train_seconds": 0.0, "joules": None, "compile_seconds": 0.0}
+    found = [{**r, **told, "curves": {**r["curves"], **curves}} for r in found]
+    return layout.page(found, audits=report.read_audits(folder))[0]
+
+
+@posix
+@pytest.mark.slow
+def test_a_sweep_killed_at_random_moments_ends_with_the_same_records_and_report(here, killer):
+    pytest.importorskip("matplotlib", reason="the report needs matplotlib")
+    given = {"data": str(Path("blobs.csv").absolute()), "net": NET, "epochs": 12, "batch_size": 16}
+    given |= {"rules": ("dfa", "backprop"), "seeds": (0, 1), "backend": "reference"}
+    given |= {"tune": 4, "search": "optuna" if tuning.installed("optuna") else "grid"}
+    given |= {"probes": ("gradient_angle", "linear_probe"), "name": "killed"}
+    Path("recipe.toml").write_text(Experiment(**given).dump())
+    words = ["compare", Path("recipe.toml").absolute(), "--quiet", "--out"]
+
+    assert killer(*words, Path("whole").absolute()) == 0
+    if tuning.installed("optuna"):
+        importlib.import_module("optuna")  # is no part of the time that the runs take
+    start = time.perf_counter()
+    again = compare("recipe.toml")  # the same once more, without a folder
+    seconds, key = time.perf_counter() - start, Key(11).fold("kill")
+
+    done = [0]
+    while len(done) < 5 or done[-1] < 8:  # trials and records, four of each
+        delay = seconds * (0.1 + 0.1 * len(done) * float(key.fold(len(done)).uniform(())))
+        code = killer(*words, Path("out").absolute(), kill=("after", delay))
+        done.append(sum(len(list(Path("out").glob(f"{n}/*.json"))) for n in ("trials", "records")))
+        assert code == -signal.SIGKILL or done[-1] == 8
+    assert done == sorted(done) and len(set(done)) > 2  # it got further, bit by bit
+    assert killer(*words, Path("out").absolute()) == 0
+
+    def kept(folder):
+        return {
+            p.name: unmeasured(json.loads(p.read_text()))
+            for p in Path(folder, "records").glob("*.json")
+        }
+
+    assert kept("whole") == kept("out") and len(kept("out")) == 4
+    plain = [unmeasured(json.loads(json.dumps(r))) for r in again]
+    in_order = sorted(kept("whole").values(), key=lambda r: (r["label"] == "backprop", r["seed"]))
+    assert plain == in_order
+    assert plain_report("whole") == plain_report("out")
+    for name in ("experiment.toml", *(f"trials/{Path(n).name}" for n in kept("out"))):
+        assert Path("whole", name).read_text() == Path("out", name).read_text()
+    text = Path("out/report.html").read_text(encoding="utf-8")
+    assert text.endswith("</html>\n") and "How learning rates were found" in text
 
 
 # ---- every rule, from every epoch ---------------------------------------------------------------
