@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from core_runs import contents, unmeasured
 
-from fflearn import cluster, comparison
+from fflearn import cluster, comparison, report
 from fflearn.comparison import compare
 from fflearn.errors import MissingExtra, SpecError
 
@@ -35,10 +36,21 @@ def scheduler():
 @needs_dask
 @pytest.mark.slow
 def test_a_cluster_gives_the_records_of_a_serial_run(here, scheduler):
+    distributed = pytest.importorskip("distributed")
+    pids = here.with_name(f"{here.name}-pids")  # who has read the rule
+    note = f"with open({str(pids)!r}, 'a') as f:\n    f.write(f'{{os.getpid()}} ')\n"
+    text = Path("my_rule.py").read_text()
+    text = text.replace("from dataclasses", f"import os\n{note}\nfrom dataclasses", 1)
+    Path("my_rule.py").write_text(text)
     rules = ("dfa", f"{Path('my_rule.py').absolute()}[speed=2]")  # they did not start here
     how = {**SMALL, "rules": rules}
     serial = compare(out="serial", **how)
+    assert set(pids.read_text().split()) == {str(os.getpid())}
     spread = compare(out="spread", cluster=scheduler, **how)
+    with distributed.Client(scheduler) as client:
+        workers = set(map(str, client.run(os.getpid).values()))
+    others = set(pids.read_text().split()) - {str(os.getpid())}
+    assert others and others <= workers
     assert [unmeasured(r) for r in spread] == [unmeasured(r) for r in serial]
     assert [r["contended"] for r in (*serial, *spread)] == [False] * 4 + [True] * 4
     for folder in ("records", "trials"):
@@ -65,8 +77,10 @@ def test_what_the_workers_do_not_see_is_named_before_training(here, scheduler, m
 
 @needs_dask
 @pytest.mark.slow
-def test_from_the_command_line_on_this_machine(here, say):
+def test_from_the_command_line_on_this_machine(here, say, monkeypatch):
+    monkeypatch.setattr(report, "can_draw", lambda: False)  # audits and figures have their tests
     words = ("--data", "blobs.csv", "--net", NET, "--epochs", 1, "--rules", "dfa", "--seeds", 2)
+    words += ("--backend", "reference")
     said = say("compare", *words, "--cluster", "local", "--jobs", 2, "--out", "out", "--quiet")
     assert said.code == 0 and len(list(Path("out/records").iterdir())) == 2
     assert said.out.splitlines()[2].split()[0] == "dfa"
