@@ -10,6 +10,7 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fflearn.kernels import micro
 from fflearn.kernels.jit import kernel
 
 # Multiply-adds below which a product is one BLAS call: 10 us of work, against 5 us that an
@@ -52,9 +53,12 @@ def xgemm(typing, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
 @kernel()
 def piece(ta, tb, a, b, out, alpha, beta, i0, i1, j0, j1):
     """out[i0:i1, j0:j1] = alpha op(a) op(b) + beta out there; row-major arrays, one BLAS call."""
+    k = a.shape[0] if ta else a.shape[1]
+    if micro.AVAILABLE and out.itemsize == 4 and k > 0:
+        micro.product(ta, tb, a, b, out, alpha, beta, i0, i1, j0, j1)
+        return
     size = out.itemsize
     lda, ldb, ldc = a.shape[1], b.shape[1], out.shape[1]
-    k = a.shape[0] if ta else a.shape[1]
     at = a.ctypes.data + size * (i0 if ta else i0 * lda)
     bt = b.ctypes.data + size * (j0 * ldb if tb else j0)
     ct = out.ctypes.data + size * (i0 * ldc + j0)

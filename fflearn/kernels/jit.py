@@ -17,6 +17,7 @@ import numba
 _HERE = Path(__file__).resolve().parent
 NEVER_COMPILED = ("__init__.py", "cpu.py", "patches.py", "reference.py", "threads.py")
 CONFIG: Any = numba.config  # its settings are made at run time: invisible to a type checker
+PORTABLE = os.environ.get("FFLEARN_CPU") == "portable"  # do without this processor's own kernels
 
 
 def digest() -> str:
@@ -38,7 +39,7 @@ def cache_folder() -> Path:
     there, so a folder that others could write to will not do).
     """
     root = CONFIG.CACHE_DIR or os.environ.get("FFLEARN_CACHE") or "~/.cache/fflearn"
-    folder = Path(root).expanduser() / f"numba-{digest()}"
+    folder = Path(root).expanduser() / f"numba-{digest()}{'-portable' * PORTABLE}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
