@@ -101,7 +101,9 @@ def test_an_interrupted_tuning_goes_on_where_it_was(tmp_path, how, done):
     assert tried(how, n, trial=counted, path=path) == whole and len(made) == n
 
 
-@pytest.mark.parametrize("text", ["", "{", "3", "[3]", '[{"factor": 1.0}]', '[{"factor": 7.0}]'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "3", "[3]", '[{"factor": 1.0}]', '[{"factor": 7.0, "score": 9.0}]']
+)
 def test_trials_that_are_damaged_or_of_another_rate_are_made_again(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_text(text)
