@@ -451,12 +451,12 @@ class Rule:
     needs_apart: ClassVar[bool] = False  # no layer may mix the samples of a batch
     needs_classes: ClassVar[bool] = False  # it learns from labels, right or wrong: no regression
     ends_in_logits: ClassVar[bool] = True  # the network must end in one output per class
+    op_by_op: ClassVar[str] = ""  # why no step can be recorded and repeated; "" where it can
     optimizer: ClassVar[Mapping[str, Any]] = {"name": "adam", "lr": 1e-3}  # default settings
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # label -> parameters, for `compare`
     predictors: ClassVar[tuple[str, ...]] = ("logits",)  # ways to predict; the first is default
     probes: ClassVar[tuple[str, ...]] = ()  # own methods (view, update) -> float: fflearn.probes
 
-    # -- before training -------------------------------------------------------------------------
     def __post_init__(self) -> None:
         for name, known in self.choices.items():
             if (given := getattr(self, name)) not in known:
@@ -465,6 +465,7 @@ class Rule:
                     f"{', '.join(known)}; got {given!r}."
                 )
 
+    # -- before training -------------------------------------------------------------------------
     def adapt(self, net: Network) -> Network:
         """The given network as this rule trains it; shown wherever results are."""
         return net
@@ -566,8 +567,8 @@ __all__ = [
     "Ledger",
     "Message",
     "Params",
-    "Product",
     "Point",
+    "Product",
     "Rates",
     "Readout",
     "Rule",

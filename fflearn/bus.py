@@ -70,10 +70,10 @@ class Bus:
     ):
         self._engine, self._state, self._batch, self._train = engine, state, batch, train
         self._observe, self._t = observe, state.step + 1
-        self.rule, self.k, self.key = engine.rule, engine.kernels, key
+        self.rule, self.k, self.key = engine.rule, key.k, key
         self.n_classes, self.variant, self.ledger = engine.n_classes, variant, count
         self.specs = engine.specs
-        self.progress, self.lr, self.weight_decay = engine.settings_at(state.step)
+        self.progress, self.lr, self.weight_decay = self._settings()
         self.tangent: Any = None
         self._error: Any = None
         self._goodness: Any = None
@@ -187,7 +187,7 @@ class Bus:
         stands in for the messages from above.
         """
         self._rise(bottom)
-        largest = np.zeros((), bottom.real.dtype)
+        largest = np.zeros_like(bottom.real, shape=())
 
         def visit(v: LayerView, above: Any) -> Any:
             nonlocal largest
@@ -289,6 +289,10 @@ class Bus:
         }
 
     # -- inside ----------------------------------------------------------------------------------
+    def _settings(self) -> tuple[Any, Any, Any]:
+        """Progress, learning rate and weight decay now."""
+        return self._engine.settings_at(self._state.step)
+
     def _call(self, hook: str, v: LayerView, *args: Any) -> Any:
         return getattr(self.rule, hook)(v, *args)
 
@@ -407,8 +411,11 @@ class Bus:
         if self.ledger is not None:
             kept = [(v.traces, v.state) for v in self._views]
             own = {id(_base(a)) for a in self._state.arrays().values()}
-            alive = live_bytes([*kept, *in_flight], own)
+            alive = self._alive([*kept, *in_flight], own)
             self.ledger.peak_bytes = max(self.ledger.peak_bytes, alive)
+
+    def _alive(self, tree: Any, own: set[int]) -> int:
+        return live_bytes(tree, own)
 
 
 def live_bytes(tree: Any, own: set[int]) -> int:
@@ -416,7 +423,7 @@ def live_bytes(tree: Any, own: set[int]) -> int:
     seen: dict[int, int] = {}
 
     def visit(item: Any) -> None:
-        if isinstance(item, np.ndarray):
+        if hasattr(item, "nbytes") and not isinstance(item, np.generic):
             base = _base(item)
             if id(base) not in own:
                 seen[id(base)] = base.nbytes
@@ -432,6 +439,6 @@ def live_bytes(tree: Any, own: set[int]) -> int:
 
 
 def _base(a: np.ndarray) -> np.ndarray:
-    while isinstance(a.base, np.ndarray):
+    while isinstance(a.base, type(a)):
         a = a.base
     return a

@@ -19,9 +19,11 @@ from fflearn.errors import DataError, SettingsWarning, ShapeError, SpecError
 from fflearn.networks import Network, network
 from fflearn.optim import Optimizer, optimizer
 from fflearn.state import Slots, State
+from fflearn.tape import Tapes
 from fflearn.topology import leaves_of
 
 DTYPES = ("float32", "float64")
+MODES = ("tape", "eager")
 
 
 class Engine:
@@ -50,6 +52,9 @@ class Engine:
         Steps per epoch and epochs, for schedules; without it, settings stay constant.
     task : str
         "classification", or "regression": targets are numbers, and ``n_classes`` says how many.
+    mode : str
+        "tape": a step is recorded and then repeated without the rule's code, with the same bits;
+        "eager": every step runs the rule's code.
     probes : mapping of str to callable, optional
         ``probe(view, update) -> float``, called for each layer's update; it reads only.  Results
         appear in a step's info as "name/layer index".
@@ -84,6 +89,7 @@ class Engine:
         horizon: tuple[int, int] | None = None,
         task: str = "classification",
         probes: Mapping[str, Callable[[LayerView, Update], float]] | None = None,
+        mode: str = "tape",
     ):
         self.rule, self.in_shape, self.n_classes = rule, tuple(in_shape), n_classes
         self.given = network(net, n_classes)
@@ -94,6 +100,8 @@ class Engine:
         self.objective = objectives.load(objective)() if isinstance(objective, str) else objective
         self.task, self.probes = checked_task(task), dict(probes or {})
         self._counted: dict[Hashable, Ledger] = {}
+        recorded = _checked_mode(mode) == "tape" and not rule.op_by_op
+        self.tapes = (self.kernels.steps(self) or Tapes(self)) if recorded else None
         self._wire()
         self._check()
         self.rates = [rule.rates(spec) for spec in self.specs]
@@ -135,6 +143,7 @@ class Engine:
             )
             fed = self.rule.in_shape(spec.in_shape, spec)
             spec = replace(spec, in_shape=fed, out_shape=self._fed(layer, spec, fed))
+            spec = replace(spec, points=layer.points(fed))
             shapes.append(spec.out_shape)
             self.specs += (spec,)
         self.out_shape = shapes[-1]
@@ -143,7 +152,6 @@ class Engine:
             replace(spec, net_out=self.out_shape, above=above[spec.index]) for spec in self.specs
         )
 
-            spec = replace(spec, points=layer.points(fed))
     def _above(self) -> list[tuple[tuple[int, ...], ...]]:
         """Of each layer, the outputs of its readers, in the order in which the Bus sweeps down."""
         nodes = self.net.nodes
@@ -226,7 +234,12 @@ class Engine:
             slots = [self.optimizer.slots(n, w) for n, w in trained.items()]
             opt.append(Slots({n: a for s in slots for n, a in s.items()}))
         meta = {"depth": len(params), "net": self.net.spec()}
-        return State(params, aux, opt, 0, int(seed), meta)
+        return self.placed(State(params, aux, opt, 0, int(seed), meta))
+
+    def placed(self, state: State) -> State:
+        """The state with its arrays where the backend has its own; itself, where they are."""
+        k = self.kernels
+        return state if k.on_host else state.mapped(k.asarray)
 
     def settings_at(self, step: int) -> tuple[float, float, float]:
         """Progress in [0, 1], learning rate and weight decay at a step."""
@@ -245,15 +258,22 @@ class Engine:
         ledger : Ledger
             What crossed layer boundaries: counted once per shape of batch.
         """
-        info: dict[str, Any] = {}
+        batch, variant = self._checked_batch(batch), self._variant(state)
+        stepped = self._op_by_op if self.tapes is None else self.tapes.step
+        info, ledger = stepped(state, batch, variant)
+        state.step += 1
+        return info, ledger
+
+    def _op_by_op(self, state: State, batch: Batch, variant: Hashable) -> tuple[dict, Ledger]:
+        """A step in eager mode."""
+        found: dict[str, Any] = {}
 
         def observe(v: LayerView, u: Update) -> None:
             for name, probe in self.probes.items():
-                info[f"{name}/{v.spec.index}"] = probe(v, u)
+                found[f"{name}/{v.spec.index}"] = probe(v, u)
 
-        reported, ledger = self._run(state, batch, True, observe, Bus)
-        state.step += 1
-        return {**reported, **info}, ledger
+        info, ledger = self.run(state, batch, variant, True, observe)
+        return info | found, ledger
 
     def measure(self, state: State, batch: Batch) -> np.ndarray:
         """The numbers (K,) that a step would learn from, float64; nothing changes.
@@ -266,7 +286,8 @@ class Engine:
         self._needs_numbers_alone()
         batch = self._checked_batch(batch)
         with self.kernels.running(self.threads):
-            return self.rule.measure(self._bus(state, batch, False), batch)[1]
+            bus = self._bus(state, batch, False, self._variant(state))
+            return self.rule.measure(bus, batch)[1]
 
     def learn(self, state: State, numbers: Any) -> None:
         """One step from what `measure` found, here or elsewhere: no data, ``state`` changes."""
@@ -278,7 +299,7 @@ class Engine:
                 f"{numbers.shape}. Leave out what came from a batch that overflowed."
             )
         with self.kernels.running(self.threads):
-            self.rule.learn(self._bus(state, None, True), numbers)
+            self.rule.learn(self._bus(state, None, True, self._variant(state)), numbers)
         state.step += 1
 
     def updates(self, state: State, batch: Batch, wire: type[Bus] = Bus) -> list[Update]:
@@ -298,22 +319,26 @@ class Engine:
         wire: type[Bus] = Bus,
     ) -> None:
         """Show each layer's view and what it would learn, without changing the state."""
-        self._run(state, batch, False, observe, wire)
+        self.run(state, self._checked_batch(batch), self._variant(state), False, observe, wire)
 
-    def _run(
+    def run(
         self,
         state: State,
         batch: Batch,
-        train: bool,
-        observe: Callable[[LayerView, Update], None],
-        wire: type[Bus],
+        variant: Hashable,
+        train: bool = True,
+        observe: Callable[[LayerView, Update], None] | None = None,
+        wire: Callable[..., Bus] = Bus,
+        k: Any = None,
     ) -> tuple[dict[str, Any], Ledger]:
-        batch = self._checked_batch(batch)
-        variant = self.rule.variant(self.settings_at(state.step)[0], self.specs)
+        """The rule's step on a checked batch, op by op: what it reports, and what was counted.
+
+        ``state``, ``batch`` and kernels ``k`` may be those of a recording.
+        """
         program = (batch.x.shape, variant, batch.weight is None)
         ledger = None if program in self._counted else self._new_ledger(len(batch.x))
         with self.kernels.running(self.threads):
-            bus = self._bus(state, batch, train, observe, ledger, wire)
+            bus = self._bus(state, batch, train, variant, observe, ledger, wire, k)
             info = dict(self.rule.step(bus, batch))
         info |= bus.reports()
         # A rule without a loss at the output is as good as its layers' own losses.
@@ -337,14 +362,18 @@ class Engine:
         state: State,
         batch: Batch | None,
         train: bool,
+        variant: Hashable,
         observe: Callable[[LayerView, Update], None] | None = None,
         ledger: Ledger | None = None,
-        wire: type[Bus] = Bus,
+        wire: Callable[..., Bus] = Bus,
+        k: Any = None,
     ) -> Bus:
         """The wire of one step."""
-        key = Key(state.seed).using(self.kernels).at(state.step).fold("step")
-        variant = self.rule.variant(self.settings_at(state.step)[0], self.specs)
+        key = Key(state.seed).using(k or self.kernels).at(state.step).fold("step")
         return wire(self, state, batch, key, train, variant, observe, ledger)
+
+    def _variant(self, state: State) -> Hashable:
+        return self.rule.variant(self.settings_at(state.step)[0], self.specs)
 
     def _new_ledger(self, samples: int) -> Ledger:
         size = sum(math.prod(spec.out_shape) for spec in self.specs)
@@ -374,6 +403,7 @@ class Engine:
             raise SpecError(f"{by!r} is no way to predict here; known: {self.rule.predictors}.")
         x = self._checked_x(x)
         key = Key(state.seed).using(self.kernels).fold("predict")
+        side = self._placed_side(side)
         rows = len(x) if side else rows
         with self.kernels.running(self.threads):
             parts = [
@@ -382,19 +412,19 @@ class Engine:
                 )
                 for i in range(0, len(x), rows)
             ]
-        return np.concatenate(parts)
+        return self.kernels.host(np.concatenate(parts))
 
     # -- boundary checks -------------------------------------------------------------------------
     def _checked_x(self, x: Any) -> np.ndarray:
-        x = np.asarray(x)
-        if x.ndim < 1 or x.shape[1:] != self.in_shape:
+        shape = np.shape(x)
+        if not shape or shape[1:] != self.in_shape:
             raise ShapeError(
-                f"samples need the shape {self.in_shape}; got an array of shape {x.shape}. Give "
+                f"samples need the shape {self.in_shape}; got an array of shape {shape}. Give "
                 f"one row per sample, as in training."
             )
-        if not len(x):
+        if not shape[0]:
             raise DataError("there are no samples. Give at least one row.")
-        return np.ascontiguousarray(x, self.dtype)
+        return self.kernels.asarray(x, self.dtype)
 
     @property
     def _target_shape(self) -> tuple[int, ...]:
@@ -403,14 +433,15 @@ class Engine:
 
     def _checked_batch(self, batch: Batch) -> Batch:
         x = self._checked_x(batch.x)
-        y, full = np.asarray(batch.y), (len(x), *self._target_shape)
+        y = batch.y if hasattr(batch.y, "dtype") else np.asarray(batch.y)
+        full = (len(x), *self._target_shape)
         ids = y.shape == full[:-1] and y.ndim > 1 and y.dtype.kind in "iu"
         if y.shape != full and not ids:
             raise ShapeError(
                 f"labels need the shape {full}, one-hot, and so do numbers to predict; got "
                 f"{y.shape}. Type for instance: np.eye({self.n_classes})[labels]"
             )
-        y = np.ascontiguousarray(y, y.dtype if ids else self.dtype)
+        y = self.kernels.asarray(y, y.dtype if ids else self.dtype)
         weight = batch.weight
         if weight is not None:
             weight = np.asarray(weight, np.float64)
@@ -419,7 +450,11 @@ class Engine:
                     f"sample weights need {len(x)} numbers from 0 on, not all 0; got an array of "
                     f"shape {weight.shape}."
                 )
-        return Batch(x, y, batch.side, weight)
+            weight = self.kernels.asarray(weight)
+        return Batch(x, y, self._placed_side(batch.side), weight)
+
+    def _placed_side(self, side: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        return {name: self.kernels.side(a) for name, a in (side or {}).items()}
 
 
 def default_optimizer(rule: Rule, **override: Any) -> Optimizer:
@@ -432,6 +467,12 @@ def default_optimizer(rule: Rule, **override: Any) -> Optimizer:
         settings = {}
     settings |= override
     return optimizer(settings.pop("name"), **settings)
+
+
+def _checked_mode(mode: str) -> str:
+    if mode not in MODES:
+        raise SpecError(f"mode needs one of {', '.join(MODES)}; got {mode!r}.")
+    return mode
 
 
 def _checked_dtype(dtype: str) -> str:

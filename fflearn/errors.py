@@ -26,6 +26,10 @@ class LocalityError(FFLearnError, RuntimeError):
     """A rule used a channel, or weights, that it did not declare."""
 
 
+class RecordError(FFLearnError, TypeError):
+    """A step that a tape could not repeat: it branches on a value, or depends on hidden state."""
+
+
 class DivergenceError(FFLearnError, ArithmeticError):
     """Training produced a number that is not finite.
 

@@ -162,6 +162,8 @@ class Key:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", int(operator.index(self.seed)))
+        if hasattr(self.step, "__array_function__"):  # in memory, read whenever a draw is made
+            return
         object.__setattr__(self, "step", int(operator.index(self.step)))
         if not 0 <= self.step < 1 << 64:
             raise ValueError(f"Key needs a step in [0, 2**64); got {self.step}.")
@@ -221,17 +223,18 @@ class Key:
         Sci. Comput. 30(5).  Digital shift: L'Ecuyer, Lemieux (2002), "Recent advances in
         randomized quasi-Monte Carlo methods", sec. 2.
         """
-        from scipy.special import ndtri  # comes with scikit-learn; slow to import
+        from fflearn.kernels.reference import Kernels  # which imports this module
 
+        k = self.k or Kernels()
         shift = self.words(rows * n).reshape(rows, n)
-        bits = sobol_bits(points, n)[:, None] ^ shift
-        return ndtri((bits + 0.5) * scalars.WORD_UNIT).astype(real(dtype))
+        bits = k.constant(sobol_bits(points, n)[:, None]) ^ shift
+        return k.ndtri((bits + 0.5) * scalars.WORD_UNIT).astype(real(dtype))
 
     def rademacher(self, shape: Shape, dtype=np.float32) -> np.ndarray:
         """-1 or +1 with equal probability: element i is bit i % 32 of word i // 32."""
         n = size(shape)
         octets = self.words(-(-n // 32)).astype("<u4", copy=False).view(np.uint8)
-        bits = np.unpackbits(octets, count=n, bitorder="little").astype(real(dtype))
+        bits = np.unpackbits(octets, bitorder="little")[:n].astype(real(dtype))
         return (2 * bits - 1).reshape(shape)
 
     def integers(self, high: int, shape: Shape) -> np.ndarray:

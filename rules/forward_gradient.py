@@ -116,6 +116,10 @@ class ForwardGradient(Rule):
     }
     probes: ClassVar = ("signal_to_noise",)
 
+    @property
+    def op_by_op(self) -> str:  # type: ignore[override]
+        return "the columns of noise are drawn anew" if self.noise == "orthonormal" else ""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("directions", "groups"):

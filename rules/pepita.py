@@ -23,7 +23,6 @@ from fflearn.base import (
 from fflearn.errors import SpecError
 from fflearn.networks import Network
 
-FORMS = ("difference", "hebbian", "time_local")
 NOISE = 0.1  # deviation of the noise that layers are mirrored with
 
 
@@ -73,6 +72,7 @@ class Pepita(Rule):
     scale: float = 0.05
     mirror: float = 0.0
 
+    choices: ClassVar = {"form": ("difference", "hebbian", "time_local")}
     needs_classes: ClassVar = True  # the changed input is near the given one where e is bounded
     citation: ClassVar = "Dellaferrera & Kreiman (2022), arXiv:2201.11665"
     variants: ClassVar = {
@@ -82,10 +82,7 @@ class Pepita(Rule):
     }
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise SpecError(
-                f"pepita needs form to be one of {', '.join(FORMS)}; got {self.form!r}."
-            )
+        super().__post_init__()
         if not 0 <= self.mirror < 2:
             raise SpecError(f"pepita needs mirror to be at least 0 and below 2; got {self.mirror}.")
         if self.mirror and self.form == "time_local":

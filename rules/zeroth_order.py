@@ -21,11 +21,6 @@ from fflearn.base import (
 )
 from fflearn.errors import SpecError
 
-CHOICES = (
-    ("noise", ("gaussian", "rademacher", "coordinate")),
-    ("sign", ("none", "estimate", "slope")),
-)
-
 
 @dataclass(frozen=True)
 class ZerothOrder(Rule):
@@ -85,6 +80,10 @@ class ZerothOrder(Rule):
     shuffle: int = 1
 
     channels: ClassVar = frozenset({Channel.SCALAR})
+    choices: ClassVar = {
+        "noise": ("gaussian", "rademacher", "coordinate"),
+        "sign": ("none", "estimate", "slope"),
+    }
     short: ClassVar = ("zo",)
     optimizer: ClassVar = {"name": "adam", "lr": 1e-2, "schedule": "cosine"}
     citation: ClassVar = "Chen et al. (2024), arXiv:2310.02025"
@@ -94,13 +93,13 @@ class ZerothOrder(Rule):
         "sign": {"sign": "estimate"},
     }
 
+    @property
+    def op_by_op(self) -> str:  # type: ignore[override]
+        some = self.noise == "coordinate" or self.density < 1 or self.ratios
+        return "which weights are moved is drawn anew" if some else ""
+
     def __post_init__(self) -> None:
-        for name, known in CHOICES:
-            if getattr(self, name) not in known:
-                raise SpecError(
-                    f"zeroth_order needs {name} to be one of {', '.join(known)}; "
-                    f"got {getattr(self, name)!r}."
-                )
+        super().__post_init__()
         for name in ("directions", "shuffle"):
             if getattr(self, name) < 1:
                 raise SpecError(
@@ -130,13 +129,14 @@ class ZerothOrder(Rule):
         """The mean loss, and the slope along each direction: () and float64 (K,)."""
         total = self.place(bus)
         still = bus.readout(bus.forward(batch.x)).loss
-        slopes = np.zeros(total)
+        slopes = []
         for k in range(total):
             up = bus.readout(bus.forward(batch.x, f"+{k}")).loss
             down = bus.readout(bus.forward(batch.x, f"-{k}")).loss if self.central else still
             # Per sample, where nearly equal losses subtract exactly; their means would round first.
-            slopes[k] = bus.mean(up - down) / ((1 + self.central) * self.mu)
-        return bus.mean(still), slopes
+            change = bus.mean(up - down).astype(np.float64)
+            slopes.append(change / ((1 + self.central) * self.mu))
+        return bus.mean(still), np.stack(slopes)
 
     def learn(self, bus: Any, numbers: Array) -> None:
         """Every layer learns from the slopes (K,), wherever they were measured."""
@@ -146,7 +146,7 @@ class ZerothOrder(Rule):
                 f"zeroth_order has {total} directions here; got {len(numbers)} numbers."
             )
         for k in range(total):
-            bus.each(self.take, k, scalar=np.asarray(numbers[k]))
+            bus.each(self.take, k, scalar=numbers[k])
         bus.update()
 
     def place(self, bus: Any) -> int:
@@ -179,7 +179,7 @@ class ZerothOrder(Rule):
         """Keep the slope along a direction, if it moves this layer."""
         start, stop = v.state.get("own", (0, self.directions))
         if v.learned and start <= k < stop:
-            v.state[f"slope{k}"] = float(s.scalar)
+            v.state[f"slope{k}"] = s.scalar
 
     def update(self, v: LayerView, s: Signals) -> Update:
         g: Params = {}
@@ -188,20 +188,21 @@ class ZerothOrder(Rule):
             found = np.zeros(size(v))
             found[self.chosen(v)] = [self.weight(v, k) for k in range(start, stop)]
             touched = split(v, np.isin(np.arange(size(v)), self.chosen(v)))
-            g = {n: a for n, a in split(v, found).items() if touched[n].any()}
+            g = {n: v.k.asarray(a) for n, a in split(v, found).items() if touched[n].any()}
         else:
             for k in range(self.directions if v.learned else 0):
                 part = self.weight(v, k) / self.directions
                 for n, u in self.direction(v, k).items():
-                    g[n] = part * u if n not in g else g[n] + part * u
+                    own = part.astype(u.dtype) * u
+                    g[n] = own if n not in g else g[n] + own
         if self.sign == "estimate":
             g = {n: np.sign(a) for n, a in g.items()}
         return Update({n: a.astype(v.params[n].dtype, copy=False) for n, a in g.items()})
 
-    def weight(self, v: LayerView, k: int) -> float:
+    def weight(self, v: LayerView, k: int) -> Any:
         """What a direction counts with."""
         slope = v.state[f"slope{k}"]
-        return float(np.sign(slope)) if self.sign == "slope" else slope
+        return np.sign(slope) if self.sign == "slope" else slope
 
     # -- directions ------------------------------------------------------------------------------
     def direction(self, v: LayerView, k: int) -> Params:
@@ -212,18 +213,18 @@ class ZerothOrder(Rule):
                 return {}
             one = np.zeros(size(v))
             one[self.chosen(v)[k - start]] = 1
-            return {n: a.astype(v.params[n].dtype) for n, a in split(v, one).items()}
+            return {n: v.k.asarray(a, v.params[n].dtype) for n, a in split(v, one).items()}
         u = v.noise_like_params(f"u{k}", {"gaussian": "normal"}.get(self.noise, self.noise))
         if self.density == 1 and not self.ratios:
             return u
         there = split(v, np.isin(np.arange(size(v)), self.chosen(v)))
-        return {n: a * there[n] for n, a in u.items()}
+        return {n: a * v.k.asarray(there[n]) for n, a in u.items()}
 
     def chosen(self, v: LayerView) -> Array:
         """Which of the layer's numbers may be moved, in this and the steps until the next draw."""
         if "chosen" not in v.state:
             part = self.ratios[v.index] if self.ratios else self.density
-            draw = v.key.at(v.key.step // self.shuffle).fold("moved")
+            draw = v.key.using(None).at(v.key.step // self.shuffle).fold("moved")
             v.state["chosen"] = np.sort(draw.permutation(size(v))[: moved(size(v), part)])
         return v.state["chosen"]
 

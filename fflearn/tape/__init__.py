@@ -1,0 +1,81 @@
+"""A step recorded, compiled and repeated: the bits of eager mode without its Python code.
+
+`Tapes` holds what an engine has recorded.  The first two steps of each kind (shapes of the batch,
+variant, probes) run op by op and are written down; they must agree.  Every further one is run by
+a `Program`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from fflearn.base import Batch
+from fflearn.errors import RecordError
+from fflearn.state import State
+from fflearn.tape.program import Program
+from fflearn.tape.record import Recording, checked, inputs, record
+
+__all__ = ["Tapes"]
+
+
+class Tapes:
+    """The recorded steps of an engine.
+
+    Attributes
+    ----------
+    strict : bool
+        A step that cannot be repeated raises `RecordError`.  Otherwise it is undone, and the
+        engine goes on op by op.
+    why : str
+        Why it does; "" if it does not.
+    """
+
+    def __init__(self, engine: Any):
+        self._engine = engine
+        self.strict, self.why = False, ""
+        self._first: dict[Hashable, Recording] = {}
+        self._recorded: dict[Hashable, tuple[Recording, Any]] = {}
+        self._programs: dict[Hashable, Program] = {}
+
+    def step(self, state: State, batch: Batch, variant: Hashable) -> tuple[dict[str, Any], Any]:
+        """One step; what it reports, and the ledger."""
+        engine = self._engine
+        if self.why:
+            return engine._op_by_op(state, batch, variant)
+        key = shapes(batch), variant, tuple(engine.probes.items())
+        program = self._programs.get(key)
+        if program is None and key in self._recorded or program and not program.of(state):
+            program = self._programs[key] = Program(self._recorded[key][0], state, batch)
+        if program is not None:
+            settings = engine.settings_at(state.step)
+            with engine.kernels.running(engine.threads):
+                return program(state.step, settings, batch), self._recorded[key][1]
+        before = state.copy()
+        try:
+            return self._record(state, batch, variant, key)
+        except RecordError as e:
+            if self.strict:
+                raise
+            state.restore(before)
+            self.why = str(e)
+            return engine._op_by_op(state, batch, variant)
+
+    def _record(
+        self, state: State, batch: Batch, variant: Hashable, key: Hashable
+    ) -> tuple[dict[str, Any], Any]:
+        now, info, ledger = record(self._engine, state, batch, variant)
+        if key not in self._first:
+            self._first[key] = now
+        else:
+            who = type(self._engine.rule).__name__
+            self._recorded[key] = checked(self._first.pop(key), now, who), ledger
+        return info, ledger
+
+
+def shapes(batch: Batch) -> Hashable:
+    """What a batch must have in common with a recorded one."""
+    return tuple(
+        (n, type(a), getattr(a, "shape", None), getattr(a, "dtype", None))
+        for n, a in inputs(batch).items()
+    )
