@@ -19,7 +19,7 @@ import numba
 import numpy as np
 
 from fflearn import random
-from fflearn.kernels import compiled, convolution, draws
+from fflearn.kernels import compiled, convolution, draws, micro, winograd
 from fflearn.kernels.blas import gemm
 from fflearn.kernels.jit import CONFIG
 from fflearn.kernels.patches import out_size
@@ -124,6 +124,13 @@ class CpuKernels(Kernels):
             return super().conv(x, W, b, stride, padding)
         out = np.empty(shape, x.dtype)
         bias = np.empty(0, x.dtype) if b is None else _plain(b, x.dtype)
+        if _by_winograd(x, W.shape, stride, shape):
+            planes, products = _tiles(x, shape)
+            packed = np.empty(
+                (len(planes), -(-W.shape[3] // micro.WIDE), x.shape[3], micro.WIDE), x.dtype
+            )
+            winograd.conv(_plain(x), _plain(W), bias, padding, planes, products, packed, out)
+            return out
         plain = _plain(x), _plain(W).reshape(-1, W.shape[3]), bias
         if _by_taps(x, stride):
             convolution.conv_taps(*plain, len(W), padding, out)
@@ -137,6 +144,12 @@ class CpuKernels(Kernels):
         like = np.broadcast_to(_real(0, x), shape)
         if _conv_shape(x, like, stride, padding) != da.shape or da.dtype != x.dtype:
             return super().conv_weights(x, da, n, shape, stride, padding)
+        if _by_winograd(x, shape, stride, da.shape):
+            planes, errors = _tiles(x, da.shape)
+            sums, out = np.empty((len(planes), *shape[2:]), x.dtype), np.empty(shape, x.dtype)
+            plain = _plain(x), _plain(da), _real(1 / n, x)
+            winograd.conv_weights(*plain, padding, planes, errors, sums, out)
+            return out
         # Shares of the samples are summed apart, however many threads there are.
         parts = np.empty((min(len(x), convolution.PARTS), math.prod(shape[:3]), shape[3]), x.dtype)
         plain = _plain(x), _plain(da), _real(1 / n, x), shape[0]
@@ -356,6 +369,20 @@ def _conv_shape(x: Array, W: Array, stride: int, padding: int) -> tuple[int, ...
 def _by_taps(x: Array, stride: int) -> bool:
     """Whether a product per tap beats laying patches out: they are thin for a few channels."""
     return stride == 1 and x.shape[3] >= 8
+
+
+def _by_winograd(x: Array, weights: tuple[int, ...], stride: int, out: tuple[int, ...]) -> bool:
+    """Whether `winograd` does this convolution with less work: enough channels and places."""
+    large = min(weights[2:]) >= micro.LANES and min(out[1:3]) >= winograd.M - 1
+    return micro.AVAILABLE and stride == 1 and weights[0] == 3 and large and x.dtype.char == "f"
+
+
+def _tiles(x: Array, out: tuple[int, ...]) -> tuple[Array, Array]:
+    """Scratch for transformed tiles: of x (B, H, W, C), and of outputs (B, OH, OW, units)."""
+    n, c, units = winograd.N**2, x.shape[3], out[3]
+    tiles = len(x) * -(-out[1] // winograd.M) * -(-out[2] // winograd.M)
+    tiles = min(tiles, max(64, winograd.CHUNK // (n * (c + units))))
+    return np.empty((n, tiles, c), x.dtype), np.empty((n, tiles, units), x.dtype)
 
 
 def _updatable(w: Array, g: Array | Product, *buffers: Array | None) -> bool:

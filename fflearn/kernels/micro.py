@@ -192,7 +192,7 @@ _tile_8_1, _tile_4_1, _tile_2_1, _tile_1_1 = (_tile(r, 1) for r in (8, 4, 2, 1))
 
 
 @kernel()
-def _strip(a, by_row, by_k, rows, b, k, c, c_by_row, columns, alpha, beta):
+def strip(a, by_row, by_k, rows, b, k, c, c_by_row, columns, alpha, beta):
     """Up to 8 rows and up to 32 columns; b is a packed panel."""
     wide = 4 * WIDE
     if columns > LANES:
@@ -277,7 +277,7 @@ def product(ta, tb, a, b, out, alpha, beta, i0, i1, j0, j1):
                 source, by_row, by_k = a.ctypes.data + 4 * (i * lda + k0), 4 * lda, 4
             for p in range(across):
                 j = j0 + p * WIDE
-                _strip(
+                strip(
                     source, by_row, by_k, rows,
                     panels.ctypes.data + 4 * p * (k1 - k0) * WIDE, k1 - k0,
                     out.ctypes.data + i * ldc + 4 * j, ldc, j1 - j, alpha, keep,
