@@ -12,7 +12,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq install --no-comp
 TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
 GPU    := $(shell command -v nvidia-smi 2>/dev/null)
 comma  := ,
-EXTRAS := torch,data,plot,test$(if $(GPU),$(comma)gpu)$(if $(MORE),$(comma)$(MORE))
+EXTRAS := torch,data,plot,sweep,test$(if $(GPU),$(comma)gpu)$(if $(MORE),$(comma)$(MORE))
 
 .DEFAULT_GOAL := test
 .PHONY: demo test lint mutants clean

@@ -15,6 +15,7 @@ EXTRAS = {  # extra -> (module that shows it is there, what it is for)
     "gpu": ("cupy", "the backend 'cuda'"),
     "data": ("pooch", "downloading MNIST, Fashion-MNIST, KMNIST and CIFAR-10"),
     "plot": ("matplotlib", "the report of a comparison"),
+    "sweep": ("optuna", "compare --tune by Optuna, and --cluster"),
     "test": ("pytest", "running the tests"),
 }
 
