@@ -210,6 +210,15 @@ def test_the_gradient_is_that_of_the_network_at_hand():
     assert found["gradient_cosine/2"] == pytest.approx(1)  # its output layer learns the objective
 
 
+def test_the_gradient_has_the_noise_of_the_same_step():
+    net = "dense 17 tanh | dropout 0.5 | dense 12 relu"
+    engine, state, batch = bench(lambda: rule("backprop"), net)
+    for _ in range(3):
+        engine.step(state, batch)
+    found = Probing(engine, batch, ["gradient_cosine"]).measure(state)
+    assert [found[f"gradient_cosine/{layer}"] for layer in (0, 2, 3)] == pytest.approx([1] * 3)
+
+
 def test_the_reference_has_no_layers_to_look_into():
     pytest.importorskip("torch")
     run = fflearn.train(
