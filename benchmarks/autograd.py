@@ -30,15 +30,38 @@ def autograd_step(engine: Engine, state: State, batch: Batch) -> tuple[Callable[
     Parameters
     ----------
     engine : Engine
-        Its network must be a chain of dense layers without norm; Adam and SGD have the engine's
-        settings and PyTorch's fastest form ("fused").
+        Adam and SGD have its settings and PyTorch's fastest form ("fused").
     state : State
-        The initial weights; they are copied.
+        The initial weights; a chain of dense layers gets a copy of them.
     """
     import torch
 
-    if not chain(engine):
-        raise ValueError(f"autograd_step needs a chain of dense layers; got {engine.net.spec()}")
+    model = dense_chain(engine, state) if chain(engine) else built(engine)
+    o = engine.optimizer
+    if isinstance(o, Adam):
+        own = {"betas": (o.beta1, o.beta2), "eps": o.eps}
+        optimizer: Any = torch.optim.Adam(model.parameters(), o.lr, fused=True, **own)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), o.lr, o.momentum, fused=True)
+    x, labels = torch.from_numpy(batch.x), torch.from_numpy(batch.y.argmax(axis=1))
+    if x.ndim == 4:  # images: our memory is what PyTorch calls channels-last
+        x = x.permute(0, 3, 1, 2)
+
+    def step() -> Any:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), labels)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    torch.set_num_threads(engine.threads)
+    return step, model
+
+
+def dense_chain(engine: Engine, state: State) -> Any:
+    """A chain of dense layers as modules, with the same weights."""
+    import torch
+
     acts = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh, "sigmoid": torch.nn.Sigmoid}
     acts |= {"identity": torch.nn.Identity, "gelu": torch.nn.GELU}
     modules: list[Any] = []
@@ -51,24 +74,17 @@ def autograd_step(engine: Engine, state: State, batch: Batch) -> tuple[Callable[
         modules += (
             [linear] if layer.activation == "identity" else [linear, acts[layer.activation]()]
         )
-    model = torch.nn.Sequential(*modules)
-    o = engine.optimizer
-    if isinstance(o, Adam):
-        own = {"betas": (o.beta1, o.beta2), "eps": o.eps}
-        optimizer: Any = torch.optim.Adam(model.parameters(), o.lr, fused=True, **own)
-    else:
-        optimizer = torch.optim.SGD(model.parameters(), o.lr, o.momentum, fused=True)
-    x, labels = torch.from_numpy(batch.x), torch.from_numpy(batch.y.argmax(axis=1))
+    return torch.nn.Sequential(*modules)
 
-    def step() -> Any:
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(x), labels)
-        loss.backward()
-        optimizer.step()
-        return loss
 
-    torch.set_num_threads(engine.threads)
-    return step, model
+def built(engine: Engine) -> Any:
+    """Any network as modules, channels-last, with weights of its own."""
+    import torch
+
+    from fflearn.torch.build import build
+
+    model, _, _ = build(engine.net, engine.in_shape, engine.dtype)
+    return model.to(memory_format=torch.channels_last)
 
 
 def chain(engine: Engine) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import autograd, bare, memory, replay, results, rules, timing
+from benchmarks import autograd, bare, cpu, memory, performance, replay, results, rules, timing
 from benchmarks.machine import sentence
 from benchmarks.results import Recipe
 from fflearn.errors import SpecError
@@ -355,3 +355,44 @@ def test_sentence():
 def test_unknown_recipe_is_a_spec_error():
     with pytest.raises(SpecError, match="there is no recipe"):
         replay.chosen(["none"])
+
+
+# ---- against PyTorch, row by row ---------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:pfa")  # it advises other settings than those that are timed
+def test_cpu_rows_are_made_of_what_there_is():
+    """Every row's rule trains its network; that takes no time on two samples."""
+    for name, row in cpu.ROWS.items():
+        if len(row.in_shape) == 1:
+            small = replace(row, batch=4, net=row.net.replace("1024", "16"))
+            for rule in [row.rule] if row.rule else cpu.BARE:
+                cpu.steps(small, rule, 1)(2)
+        assert row.goal > 0, name
+
+
+def test_cpu_quick(tmp_path, capsys):
+    path = tmp_path / "cpu.json"
+    rows = ["small32_dfa_sgd", "engine_small"]
+    assert (
+        cpu.main(["--quick", "--rows", ",".join(rows), "--threads", "1", "--json", str(path)]) == 0
+    )
+    found = json.loads(path.read_text())
+    assert [r["name"] for r in found["rows"]] == rows
+    assert all(r["median_ms"] > 0 and r["goal"] > 0 and r["rounds"] == 2 for r in found["rows"])
+    assert found["rows"][1]["against"].startswith("kernels of ") and found["rows"][1]["ratio"] > 0
+    assert "goal" in capsys.readouterr().out
+    text = performance.cpu(found)
+    for r in found["rows"]:
+        told = "reached" if r["ratio"] and r["ratio"] <= r["goal"] else "missed"
+        assert re.search(rf"`{r['name']}`.*({told}|not measured)", text)
+
+
+def test_cpu_says_which_rows_there_are(capsys):
+    assert cpu.main(["--rows", "mlp"]) == 2
+    assert "mlp128_dfa_sgd" in capsys.readouterr().err
+
+
+def test_the_performance_page_follows_the_records():
+    assert performance.PAGE.read_text(encoding="utf-8") == performance.page()
+    assert "not measured" in performance.gpu(None).lower()

@@ -1,0 +1,99 @@
+"""docs/performance.md from the recorded results: ``python -m benchmarks.performance``; nothing is timed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import sentence
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
+INTRO = """# Performance
+
+Written by `python -m benchmarks.performance` from the files in `benchmarks/results`. Do not edit it.
+
+Ratios are medians over rounds in which all variants take turns, with the interquartile range in brackets; below 1 the first is
+faster, or smaller. A rule's step is `Engine.step`, as a user runs it; PyTorch is its backpropagation on the same network and the
+same images, with a fused optimizer, convolutions channels-last, pinned, and the better of one thread and all. Goals were set on
+another machine; those that were missed are shown as missed."""
+CPU = """## On a processor
+
+`python -m benchmarks.cpu --json benchmarks/results/cpu.json`
+
+| row | rule | batch | ms a step | PyTorch, ms | ratio | goal | |
+|---|---|---|---|---|---|---|---|"""
+MEMORY = """## Memory over depth
+
+`python -m benchmarks.memory --json benchmarks/results/memory.json`
+
+| rule | kept for learning, a layer | of backprop's |
+|---|---|---|"""
+GPU = """## On a GPU
+
+`python -m benchmarks.gpu --json benchmarks/results/gpu.json`
+"""
+# What the rows of `benchmarks.gpu` are about, where no GPU was at hand to measure them.
+UNMEASURED = """Not measured: no GPU was at hand. The kernels are tested in Numba's simulator and compiled for compute
+capabilities 8.0 and 9.0; the command above checks and times them where there is one."""
+
+
+def cpu(found: Mapping[str, Any]) -> str:
+    """The table of `benchmarks.cpu`."""
+    lines = [CPU]
+    for r in found["rows"]:
+        cells = [f"`{r['name']}`", f"`{r['rule']}`" if r["rule"] else "worst of four"]
+        cells += [f"{r['batch']}", f"{r['median_ms']:.3g}"]
+        if r["ratio"] is None:
+            cells += ["not measured", "", f"{r['goal']:g}", ""]
+        else:
+            cells += [f"{r['against_ms']:.3g} ({r['against']})"]
+            cells += [f"{r['ratio']:.3f} ({r['ratio_spread']:.3f})", f"{r['goal']:g}"]
+            cells += ["reached" if r["ratio"] <= r["goal"] else "missed"]
+        lines.append("| " + " | ".join(cells) + " |")
+    notes = sorted({note for r in found["rows"] for note in r["notes"]} | set(found["notes"]))
+    return "\n".join([*lines, "", f"{sentence(found['machine'])}.", *notes])
+
+
+def memory(found: Mapping[str, Any]) -> str:
+    """The tables of `benchmarks.memory`."""
+    lines = [MEMORY]
+    for r in found["rows"]:
+        lines.append(f"| `{r['name']}` | {r['bytes_per_layer'] / 1e3:.1f} kB | {r['ratio']:.3f} |")
+    about = f"Layers of {found['width']}, batch {found['batch']}. {sentence(found['machine'])}."
+    return "\n".join([*lines, "", about, *found["notes"]])
+
+
+def gpu(found: Mapping[str, Any] | None) -> str:
+    """The table of `benchmarks.gpu`, or that there is none."""
+    if found is None:
+        return f"{GPU}\n{UNMEASURED}"
+    head = ["| row | ms a step | ratio | goal |", "|---|---|---|---|"]
+    rows = [
+        f"| `{r['name']}` | {r['median_ms']:.3g} | {r['ratio']:.3f} | {r['goal']:g} |"
+        for r in found["rows"]
+    ]
+    return "\n".join([GPU, *head, *rows, "", f"{found['machine']['gpu']}."])
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [INTRO]
+    for name, part in (("cpu", cpu), ("memory", memory)):
+        path = RESULTS / f"{name}.json"
+        if path.is_file():
+            parts.append(part(json.loads(path.read_text(encoding="utf-8"))))
+    path = RESULTS / "gpu.json"
+    parts.append(gpu(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> int:
+    PAGE.write_text(page(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
