@@ -241,7 +241,8 @@ def test_curves_of_probes_have_a_point_per_epoch_and_change_no_bit(tmp_path):
     options = {"epochs": 4, "evaluate_every": 2, "seed": 3}
     net = "dense 16 relu | dense 10"
     plain = fflearn.train(net, "dfa", "digits", **options)
-    run = fflearn.train(net, "dfa", "digits", probes=["gradient_angle", "dead_units"], **options)
+    probes = ["gradient_angle", "dead_units", "linear_probe", "cka", "relaxation_residual"]
+    run = fflearn.train(net, "dfa", "digits", probes=probes, **options)
     assert same_bits(plain.state, run.state) is None
     curve = run.curves["gradient_angle/0"]
     assert [a is None for a in curve] == [True, False, True, False]
