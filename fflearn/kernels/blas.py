@@ -55,7 +55,10 @@ def piece(ta, tb, a, b, out, alpha, beta, i0, i1, j0, j1):
     """out[i0:i1, j0:j1] = alpha op(a) op(b) + beta out there; row-major arrays, one BLAS call."""
     k = a.shape[0] if ta else a.shape[1]
     if micro.AVAILABLE and out.itemsize == 4 and k > 0:
-        micro.product(ta, tb, a, b, out, alpha, beta, i0, i1, j0, j1)
+        micro.product(
+            ta, tb, a.ctypes.data, a.shape[1], b.ctypes.data, b.shape[1], k,
+            out.ctypes.data, out.shape[1], alpha, beta, i0, i1, j0, j1,
+        )  # fmt: skip
         return
     size = out.itemsize
     lda, ldb, ldc = a.shape[1], b.shape[1], out.shape[1]

@@ -15,7 +15,14 @@ from typing import Any
 import numba
 
 _HERE = Path(__file__).resolve().parent
-NEVER_COMPILED = ("__init__.py", "cpu.py", "patches.py", "reference.py", "threads.py")
+NEVER_COMPILED = (
+    "__init__.py",
+    "cpu.py",
+    "lowering.py",
+    "patches.py",
+    "reference.py",
+    "threads.py",
+)
 CONFIG: Any = numba.config  # its settings are made at run time: invisible to a type checker
 PORTABLE = os.environ.get("FFLEARN_CPU") == "portable"  # do without this processor's own kernels
 
@@ -51,6 +58,19 @@ def cache_folder() -> Path:
 @functools.cache
 def _temporary() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="fflearn-numba-", ignore_cleanup_errors=True)
+
+
+def native(signature: Any) -> Callable[[Callable], Any]:
+    """Decorator: compile now, for calls by address from other compiled code; kept on disk."""
+
+    def compile_now(function: Callable) -> Any:
+        before, CONFIG.CACHE_DIR = CONFIG.CACHE_DIR, str(cache_folder())
+        try:
+            return numba.cfunc(signature, cache=True)(function)
+        finally:
+            CONFIG.CACHE_DIR = before
+
+    return compile_now
 
 
 def kernel(parallel: bool = False, reassociate: bool = False) -> Callable[[Callable], Callable]:

@@ -13,13 +13,15 @@ from __future__ import annotations
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import carray, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fflearn.kernels.jit import PORTABLE, kernel
+from fflearn.kernels.jit import PORTABLE, kernel, native
 
 LANES = 16  # float32 numbers in a vector
 ROWS, WIDE = 8, 2 * LANES  # of a tile
+FEW = 2  # panels that read a transposed A where it lies
 BLOCK = 256  # of k at a time: a panel of B, 32 KB, then lies in the L1 cache
 
 AVAILABLE = not PORTABLE and llvm.get_host_cpu_features().get("avx512f", False)
@@ -191,94 +193,132 @@ _tile_8_2, _tile_4_2, _tile_2_2, _tile_1_2 = (_tile(r, 2) for r in (8, 4, 2, 1))
 _tile_8_1, _tile_4_1, _tile_2_1, _tile_1_1 = (_tile(r, 1) for r in (8, 4, 2, 1))
 
 
+@intrinsic
+def _pointer(typing, address):
+    """A raw address as a pointer to float32 numbers."""
+
+    def codegen(context, builder, sig, args):
+        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
+
+    return types.CPointer(types.float32)(types.intp), codegen
+
+
 @kernel()
-def strip(a, by_row, by_k, rows, b, k, c, c_by_row, columns, alpha, beta):
+def _numbers(address, n):
+    """n numbers at a raw address."""
+    return carray(_pointer(address), (n,))
+
+
+@kernel()
+def _strip(a, by_row, by_k, rows, b, k, c, c_by_row, columns, alpha, beta):
     """Up to 8 rows and up to 32 columns; b is a packed panel."""
     wide = 4 * WIDE
-    if columns > LANES:
-        if rows == 8:
-            _tile_8_2(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
-            return
-        for part in (4, 2, 1):
-            if rows & part:
+    if rows == 8 and columns > LANES:
+        _tile_8_2(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
+        return
+    for part in (8, 4, 2, 1):
+        if rows & part:
+            if columns > LANES:
                 if part == 4:
                     _tile_4_2(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
                 elif part == 2:
                     _tile_2_2(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
                 else:
                     _tile_1_2(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
-                a += part * by_row
-                c += part * c_by_row
-    else:
-        if rows == 8:
-            _tile_8_1(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
-            return
-        for part in (4, 2, 1):
-            if rows & part:
-                if part == 4:
-                    _tile_4_1(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
-                elif part == 2:
-                    _tile_2_1(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
-                else:
-                    _tile_1_1(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
-                a += part * by_row
-                c += part * c_by_row
+            elif part == 8:
+                _tile_8_1(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
+            elif part == 4:
+                _tile_4_1(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
+            elif part == 2:
+                _tile_2_1(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
+            else:
+                _tile_1_1(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
+            a += part * by_row
+            c += part * c_by_row
 
 
 @kernel()
-def _pack(b, tb, k0, k1, j0, j1, to):
+def _pack(b, ldb, tb, k0, k1, j0, j1, to):
     """op(b)[k0:k1, j0:j1] -> panels (k, 32) one after the other; missing columns are left."""
-    n, at = k1 - k0, 0
-    source, by_row, panel = b.ctypes.data, 4 * b.shape[1], to.ctypes.data
+    n, by_row = k1 - k0, 4 * ldb
     for j in range(j0, j1, WIDE):
         columns = min(WIDE, j1 - j)
         if not tb and columns == WIDE:
-            _copy_panel(source + k0 * by_row + 4 * j, by_row, n, panel + 4 * at)
+            _copy_panel(b + k0 * by_row + 4 * j, by_row, n, to)
         elif not tb:
             for k in range(n):
-                row, own = b[k0 + k, j:j1], to[at + k * WIDE : at + k * WIDE + columns]
+                row = _numbers(b + (k0 + k) * by_row + 4 * j, columns)
+                own = _numbers(to + 4 * k * WIDE, columns)
                 for q in range(columns):
                     own[q] = row[q]
         else:
-            square = columns // LANES * LANES
-            whole = n // LANES * LANES
+            square, whole = columns // LANES * LANES, n // LANES * LANES
             for q in range(0, square, LANES):
                 for k in range(0, whole, LANES):
-                    here = source + (j + q) * by_row + 4 * (k0 + k)
-                    _turn_square(here, by_row, panel + 4 * (at + k * WIDE + q))
+                    here = b + (j + q) * by_row + 4 * (k0 + k)
+                    _turn_square(here, by_row, to + 4 * (k * WIDE + q))
             for q in range(columns):
-                row = b[j + q, k0:k1]
+                row = _numbers(b + (j + q) * by_row + 4 * k0, n)
                 for k in range(whole if q < square else 0, n):
-                    to[at + k * WIDE + q] = row[k]
-        at += n * WIDE
+                    _numbers(to + 4 * (k * WIDE + q), 1)[0] = row[k]
+        to += 4 * n * WIDE
 
 
-@kernel()
-def product(ta, tb, a, b, out, alpha, beta, i0, i1, j0, j1):
-    """out[i0:i1, j0:j1] = alpha op(a) op(b) + beta out there; row-major float32 arrays."""
-    k_all = a.shape[0] if ta else a.shape[1]
+PLAIN, TURNED, PACKED = range(3)  # how b lies: (k, n), (n, k), or panels (k, 32) of columns
+
+
+def _product(ta, how, a, lda, b, ldb, k_all, out, ldc, alpha, beta, i0, i1, j0, j1):
+    """out[i0:i1, j0:j1] = alpha op(a) b + beta out there, on raw addresses; ld in numbers."""
     across = (j1 - j0 + WIDE - 1) // WIDE
-    panels = np.empty(across * min(BLOCK, k_all) * WIDE, np.float32)
+    panels = np.empty(1 if how == PACKED else across * min(BLOCK, k_all) * WIDE, np.float32)
     column = np.empty(BLOCK * ROWS, np.float32)
-    lda, ldc = a.shape[1], 4 * out.shape[1]
+    by_k = 4 * WIDE
     for k0 in range(0, k_all, BLOCK):
         k1 = min(k_all, k0 + BLOCK)
-        keep = beta if k0 == 0 else np.float32(1)
-        _pack(b, tb, k0, k1, j0, j1, panels)
+        n, keep = k1 - k0, beta if k0 == 0 else np.float32(1)
+        if how == PACKED:
+            first, by_panel = b + k0 * by_k, k_all * by_k
+        else:
+            first, by_panel = panels.ctypes.data, n * by_k
+            _pack(b, ldb, how == TURNED, k0, k1, j0, j1, first)
         for i in range(i0, i1, ROWS):
             rows = min(ROWS, i1 - i)
-            if ta:
-                for k in range(k1 - k0):
-                    row, own = a[k0 + k, i : i + rows], column[k * ROWS : k * ROWS + rows]
+            source, by_row, by_a = a + 4 * (i * lda + k0), 4 * lda, 4
+            if ta and across <= FEW:  # too few panels to repay a copy
+                source, by_row, by_a = a + 4 * (k0 * lda + i), 4, 4 * lda
+            elif ta:
+                for k in range(n):
+                    row = _numbers(a + 4 * ((k0 + k) * lda + i), rows)
+                    own = column[k * ROWS : k * ROWS + rows]
                     for r in range(rows):
                         own[r] = row[r]
-                source, by_row, by_k = column.ctypes.data, 4, 4 * ROWS
-            else:
-                source, by_row, by_k = a.ctypes.data + 4 * (i * lda + k0), 4 * lda, 4
+                source, by_row, by_a = column.ctypes.data, 4, 4 * ROWS
             for p in range(across):
-                j = j0 + p * WIDE
-                strip(
-                    source, by_row, by_k, rows,
-                    panels.ctypes.data + 4 * p * (k1 - k0) * WIDE, k1 - k0,
-                    out.ctypes.data + i * ldc + 4 * j, ldc, j1 - j, alpha, keep,
-                )  # fmt: skip
+                to = out + 4 * (i * ldc + j0 + p * WIDE)
+                wide = j1 - j0 - p * WIDE
+                panel = first + p * by_panel
+                _strip(source, by_row, by_a, rows, panel, n, to, 4 * ldc, wide, alpha, keep)
+
+
+# One copy for all kernels: they call it by name, instead of each holding its code.
+_WORDS = (types.intp,) * 9
+_SIGNATURE = types.void(*_WORDS, types.float32, types.float32, *(types.intp,) * 4)
+_NAME = "fflearn_product"
+if AVAILABLE:
+    llvm.add_symbol(_NAME, native(_SIGNATURE)(_product).address)
+
+
+@intrinsic
+def product(typing, ta, how, a, lda, b, ldb, k, out, ldc, alpha, beta, i0, i1, j0, j1):
+    """As `_product`."""
+
+    def codegen(context, builder, sig, args):
+        i64, f32 = ir.IntType(64), ir.FloatType()
+        kinds = [f32 if kind is types.float32 else i64 for kind in _SIGNATURE.args]
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), kinds), _NAME
+        )
+        builder.call(function, args)
+        return context.get_dummy_value()
+
+    return _SIGNATURE, codegen

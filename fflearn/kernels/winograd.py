@@ -245,6 +245,7 @@ def conv(x, W, b, padding, planes, products, packed, out):
     across = (out.shape[1] + M - 1) // M, (out.shape[2] + M - 1) // M
     tiles, at_once, shares = len(x) * across[0] * across[1], planes.shape[1], 16
     panels, plane = packed.shape[1], 4 * products.shape[1] * units
+    zero, one = np.float32(0), np.float32(1)
     for i in prange(c):
         row = np.empty((N * N, units), np.float32)
         source = W.ctypes.data + 4 * i * units
@@ -261,15 +262,10 @@ def conv(x, W, b, padding, planes, products, packed, out):
         t1 = min(tiles, t0 + at_once)
         _transform(x, t0, t1, across, -padding, N, planes, shares, 0)
         for p in prange(N * N):
-            source, to = planes[p].ctypes.data, products[p].ctypes.data
-            for i in range(0, t1 - t0, 8):
-                rows = min(8, t1 - t0 - i)
-                for j in range(panels):
-                    micro.strip(
-                        source + 4 * i * c, 4 * c, 4, rows, packed[p, j].ctypes.data, c,
-                        to + 4 * (i * units + j * WIDE), 4 * units, units - j * WIDE,
-                        np.float32(1), np.float32(0),
-                    )  # fmt: skip
+            micro.product(
+                0, micro.PACKED, planes[p].ctypes.data, c, packed[p].ctypes.data, 0, c,
+                products[p].ctypes.data, units, one, zero, 0, t1 - t0, 0, units,
+            )  # fmt: skip
         for p in prange(shares):
             patch = np.empty(M * M * units, np.float32)
             lo, hi = t0 + p * (t1 - t0) // shares, t0 + (p + 1) * (t1 - t0) // shares
@@ -297,8 +293,10 @@ def conv_weights(x, da, scale, padding, planes, errors, sums, out):
         _transform(da, t0, t1, across, 0, M, errors, shares, 1)
         keep = np.float32(0) if t0 == 0 else np.float32(1)
         for p in prange(N * N):
-            seen, sent = planes[p, : t1 - t0], errors[p, : t1 - t0]
-            micro.product(True, False, seen, sent, sums[p], scale, keep, 0, c, 0, units)
+            micro.product(
+                1, micro.PLAIN, planes[p].ctypes.data, c, errors[p].ctypes.data, units, t1 - t0,
+                sums[p].ctypes.data, units, scale, keep, 0, c, 0, units,
+            )  # fmt: skip
     plane = 4 * c * units
     for i in prange(c):
         source, to = sums.ctypes.data + 4 * i * units, out.ctypes.data + 4 * i * units
