@@ -119,6 +119,7 @@ def test_ranks_are_means_over_data_sets_and_ties_share():
 
 def test_the_target_is_reached_where_a_curve_first_gets_there():
     assert to_target([1, 2, 3, 4], [0.1, None, 0.8, 0.7], 0.7) == 3
+    assert to_target([1, 2, 3], [0.1, 0.7, 0.8], 0.7) == 2  # met is reached
     assert to_target([1, 2], [0.1, 0.2], 0.3) == math.inf
 
 
