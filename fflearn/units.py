@@ -1,4 +1,4 @@
-"""Units of locality: where a network is cut, copies that read other shapes, a head on several."""
+"""Units of locality: where a network is cut, copies of parts, a head on several, whose turn it is."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from fflearn.base import LayerSpec, LayerView, Message
 from fflearn.errors import SpecError
 from fflearn.layers.block import Block
 from fflearn.networks import Network, network
 from fflearn.topology import Residual, Sequential, flatten
 
 Run = tuple[Any, ...]  # layers and structure, one after the other
+
+
+def one_unit(spec: str) -> Block:
+    """The layers of a spec string as one block."""
+    return Block(network(spec).body)
 
 
 def in_units(net: Network) -> Network:
@@ -111,6 +119,36 @@ def with_head(units: list[Sequential], head: Any, first: int) -> Network:
         behind = tail.items if i < first else (Residual(tail, piece),)
         tail = Sequential((*unit.items, *behind))
     return Network(tail)
+
+
+# ---- layer by layer ---------------------------------------------------------------------------
+
+
+def turn(progress: float, layers: tuple[LayerSpec, ...], readout: bool = True) -> int:
+    """Which layer learns at ``progress`` in [0, 1] where one does after the other, bottom first.
+
+    Each hidden layer that learns has an equal part of the run.  Output layers, if they are a
+    ``readout`` of these, come last and together, as ``len(layers)``.  For `Rule.variant`.
+    """
+    stages = [s.index for s in layers if s.learns and not (readout and s.is_output)]
+    stages += [len(layers)] * readout
+    return stages[min(int(progress * len(stages)), len(stages) - 1)]
+
+
+def waits(v: LayerView) -> bool:
+    """Whether a layer's turn is still to come."""
+    return v.variant is not None and v.index > v.variant
+
+
+def rests(v: LayerView, readout: bool = True) -> bool:
+    """Whether it is another layer's turn."""
+    return v.variant not in (None, v.depth if readout and v.is_output else v.index)
+
+
+def silence(v: LayerView, m: Message) -> Message:
+    """What a layer that waits passes up, without work: zeros."""
+    nothing = np.zeros_like(m.x, shape=())
+    return m._replace(x=np.broadcast_to(nothing, (len(m.x), *v.out_shape)))
 
 
 # ---- inside ---------------------------------------------------------------------------------------

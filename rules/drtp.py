@@ -12,7 +12,6 @@ from fflearn.base import Batch, Channel, Key, LayerView, Params, Rule, Signals, 
 from fflearn.errors import SpecError
 from fflearn.networks import Network
 
-LOSSES = ("linear", "l2", "l1")
 UNBOUNDED = ("relu", "gelu")
 
 
@@ -58,15 +57,12 @@ class DRTP(Rule):
     bounded: bool = True
 
     channels: ClassVar = frozenset({Channel.TARGET})
+    choices: ClassVar = {"loss": ("linear", "l2", "l1")}
     needs_classes: ClassVar = True  # its signal has the sign of the error for labels of 0 and 1
     short: ClassVar = ("direct_random_target_projection",)
     citation: ClassVar = "Frenkel, Lefebvre & Bol (2021), Front. Neurosci. 15, 629892"
     optimizer: ClassVar = {"name": "adam", "lr": 1e-2}
     variants: ClassVar = {"tpsgd": {"loss": "l2", "scale": 0.9}}
-
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise SpecError(f"drtp needs loss to be one of {', '.join(LOSSES)}; got {self.loss!r}.")
 
     def adapt(self, net: Network) -> Network:
         def limited(layer: Any) -> Any:

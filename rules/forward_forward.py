@@ -23,17 +23,11 @@ from fflearn.base import (
     Update,
 )
 from fflearn.errors import SpecError
-from fflearn.labels import Hybrid, Labelled, embedding, negatives
+from fflearn.labels import Hybrid, Labelled, embedding, negatives, phases
 from fflearn.networks import Network
-from fflearn.objectives.goodness import KINDS, Goodness, Loss, loss, threshold
+from fflearn.objectives.goodness import Goodness, Loss, loss, threshold
 from fflearn.topology import Sequential, map_leaves
-from fflearn.units import learning_units, with_head
-
-CHOICES = (
-    ("goodness", KINDS),
-    ("order", ("simultaneous", "greedy")),
-    ("collaboration", ("none", "all", "below")),
-)
+from fflearn.units import learning_units, rests, silence, turn, waits, with_head
 
 
 @dataclass(frozen=True)
@@ -107,6 +101,11 @@ class ForwardForward(Rule):
     head_weight_decay: float = 1.0
     order: str = "simultaneous"
 
+    choices: ClassVar = {
+        "goodness": ("ssq", "msq", "l2"),
+        "order": ("simultaneous", "greedy"),
+        "collaboration": ("none", "all", "below"),
+    }
     needs_classes: ClassVar = True
     short: ClassVar = ("ff",)
     citation: ClassVar = "Hinton (2022), arXiv:2212.13345"
@@ -118,11 +117,7 @@ class ForwardForward(Rule):
     }
 
     def __post_init__(self) -> None:
-        for name, known in CHOICES:
-            if (given := getattr(self, name)) not in known:
-                raise SpecError(
-                    f"forward_forward needs {name} to be one of {', '.join(known)}; got {given!r}."
-                )
+        super().__post_init__()
         if self.draw.needs_head and not self._head_learns_along:
             raise SpecError(
                 f"negatives={self.negatives} are drawn from the head as it learns: they need "
@@ -231,6 +226,15 @@ class ForwardForward(Rule):
             return {}
         return {"mean_activity": np.full(math.prod(v.out_shape), 0.5)}
 
+    def advise(self, optimizer: Any) -> str:
+        if not self.peer or self.goodness != "msq":
+            return ""
+        return (
+            "forward_forward[goodness=msq] with peer normalisation: its pull is made for the slopes of "
+            "ssq, which are as much larger as a layer has units, and here it drowns what a layer "
+            "learns from goodness. Add peer=0."
+        )
+
     def rates(self, spec: LayerSpec) -> Rates:
         return Rates(self.head_lr, self.head_weight_decay) if self.is_head(spec) else Rates()
 
@@ -240,11 +244,7 @@ class ForwardForward(Rule):
 
     def variant(self, progress: float, layers: tuple[LayerSpec, ...]) -> int | None:
         """Greedy: which layer learns now; the head comes last and counts as one."""
-        if self.order == "simultaneous":
-            return None
-        stages = [s.index for s in layers if s.learns and not self.is_head(s)]
-        stages += [len(layers)] if self.head else []
-        return stages[min(int(progress * len(stages)), len(stages) - 1)]
+        return None if self.order == "simultaneous" else turn(progress, layers, self.head)
 
     # -- one step --------------------------------------------------------------------------------
     def step(self, bus: Any, batch: Batch) -> dict[str, Any]:
@@ -257,7 +257,7 @@ class ForwardForward(Rule):
             shown, key = self._shown(bus.specs[0]), bus.key.fold("negatives")
             pairs = shown.pairs(bus.k, batch.x, batch.y, logits, key)
             n = len(batch.x)
-            phase = np.repeat(np.asarray([1, -1], batch.x.dtype), [n, len(pairs) - n])
+            phase = phases(batch.x, n, n * self.draw.per_sample(bus.n_classes))
             if self.alone:
                 bus.forward(pairs, update=True, top=top, phase=phase)
             else:
@@ -282,15 +282,14 @@ class ForwardForward(Rule):
             return m._replace(x=v.forward(m.x).y)  # nothing to learn from: no trace is kept
         if m.name != "x":
             return super().forward(v, m, s)
-        v.state["surplus"] = np.zeros(len(m.x), m.x.dtype)
         if self.is_head(v):
-            return m._replace(x=np.zeros((len(m.x), 1), m.x.dtype))
-        if v.variant is not None and v.index > v.variant:
-            nothing = np.zeros((), m.x.dtype)  # not its turn yet
-            return m._replace(x=np.broadcast_to(nothing, (len(m.x), *v.out_shape)))
-        up = super().forward(v, m, s)
-        if v.learns:
+            up = m._replace(x=np.zeros_like(m.x, shape=(len(m.x), 1)))
+        else:
+            up = silence(v, m) if waits(v) else super().forward(v, m, s)
+        if v.learns and "x" in v.traces:
             v.state["surplus"] = self.gauge.of(v.k, up.x) - self.threshold(v)
+        else:
+            v.state["surplus"] = np.zeros_like(up.x, shape=len(up.x))
         return up
 
     def update(self, v: LayerView, s: Signals) -> Update:
@@ -299,7 +298,7 @@ class ForwardForward(Rule):
                 return Update()
             t = v.traces["neutral"]
             return Update(v.param_vjp(t, v.act_vjp(t, s.top)))
-        if not v.learns or (v.variant is not None and v.index != v.variant):
+        if not v.learns or rests(v, self.head):
             return Update()
         t, again = v.trace, self.draw.per_sample(v.n_classes)
         u = v.state["surplus"]
@@ -339,23 +338,25 @@ class ForwardForward(Rule):
 
     def others(self, v: LayerView, surplus: Any) -> Any:
         """The sum (rows,) of the surplus (rows, depth) of the layers this one works with."""
-        layer = np.arange(v.depth)
-        with_it = layer < v.index if self.collaboration == "below" else layer != v.index
-        return surplus[:, with_it].sum(axis=1)
+        total = surplus[:, : v.index].sum(axis=1)
+        if self.collaboration == "all":
+            total = total + surplus[:, v.index + 1 :].sum(axis=1)
+        return total
 
     # -- use -------------------------------------------------------------------------------------
     def predict(self, bus: Any, x: Any, by: str) -> Any:
         """By "softmax": the head's logits.  By "goodness": try each label, add up goodness."""
         if by == "softmax":
             return self._neutral(bus, x)
-        embed = self._shown(bus.specs[0]).embed
-        scores = []
-        for one_hot in np.eye(bus.n_classes, dtype=x.dtype):
-            bus.forward(embed(x, np.broadcast_to(one_hot, (len(x), bus.n_classes))), name="score")
+        shown, c, scores = self._shown(bus.specs[0]), bus.n_classes, []
+        n = -(-len(x) // c)  # samples at a time, so that about as many rows as there are samples
+        for part in (x[i : i + n] for i in range(0, len(x), n)):
+            bus.forward(shown.each(part, c, bus.k), name="score")
             found = bus.collect(self._score)
             hidden = [g for g in found if g is not None]
-            scores.append(sum(hidden[1 if len(hidden) > 2 and self.alone else 0 :]))
-        return np.stack(scores, axis=1)
+            total = sum(hidden[1 if len(hidden) > 2 and self.alone else 0 :])
+            scores.append(total.reshape(c, len(part)).T)
+        return np.concatenate(scores)
 
     def _score(self, v: LayerView) -> Any:
         if self.is_head(v) or not v.learns:

@@ -23,11 +23,6 @@ from fflearn.base import (
 )
 from fflearn.errors import SpecError
 
-CHOICES = (
-    ("on", ("activity", "weights")),
-    ("noise", ("normal", "sobol")),
-    ("baseline", ("none", "clean", "copies")),
-)
 SIGNS = "-+"  # a pass is called by its sign and, layer by layer, the index of the noisy layer
 
 
@@ -90,6 +85,11 @@ class LikelihoodRatio(Rule):
     learn_sigma: bool = False
 
     channels: ClassVar = frozenset({Channel.LOSS})
+    choices: ClassVar = {
+        "on": ("activity", "weights"),
+        "noise": ("normal", "sobol"),
+        "baseline": ("none", "clean", "copies"),
+    }
     short: ClassVar = ("ulr", "lr")
     citation: ClassVar = "Jiang et al. (2024), arXiv:2305.08960"
     optimizer: ClassVar = {"name": "adam", "lr": 3e-3, "schedule": "cosine"}
@@ -100,12 +100,7 @@ class LikelihoodRatio(Rule):
     }
 
     def __post_init__(self) -> None:
-        for name, known in CHOICES:
-            if getattr(self, name) not in known:
-                raise SpecError(
-                    f"likelihood_ratio needs {name} to be one of {', '.join(known)}; "
-                    f"got {getattr(self, name)!r}."
-                )
+        super().__post_init__()
         if not self.sigma > 0:
             raise SpecError(f"likelihood_ratio needs a sigma above 0; got {self.sigma}.")
         if self.copies < 1:
@@ -224,7 +219,7 @@ class LikelihoodRatio(Rule):
 
     def by_weights(self, v: LayerView, losses: Array, where: str) -> Update:
         grads: Params = {}
-        slope, runs = np.zeros(1, losses.dtype), losses.shape[0] * self.copies
+        slope, runs = np.zeros_like(losses, shape=1), losses.shape[0] * self.copies
         for copy, rows in enumerate(np.split(losses, self.copies, axis=1)):
             means = [v.mean(loss) for loss in rows]
             along = sum(turn(sign) * m for sign, m in zip(self.signs, means, strict=True))

@@ -8,12 +8,21 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from fflearn.base import Array, Batch, Channel, Key, LayerView, Params, Rule, Signals, Update
-from fflearn.errors import SpecError
+from fflearn.base import (
+    Array,
+    Batch,
+    Channel,
+    Key,
+    LayerSpec,
+    LayerView,
+    Message,
+    Params,
+    Rule,
+    Signals,
+    Update,
+)
 from fflearn.objectives.softmax_cross_entropy import SoftmaxCrossEntropy
-
-SCORES = ("linear", "square")
-READS = ("all", "channels")
+from fflearn.units import rests, silence, turn, waits
 
 
 class Scores(NamedTuple):
@@ -44,13 +53,15 @@ class LocalLoss(Rule):
         image, over which scores are averaged.  Of dense layers these are the same.
     learned : bool
         Whether M learns; otherwise it stays as it was drawn.
+    order : str
+        "simultaneous", or "greedy": one layer after the other, each for its part of the run.
 
     Notes
     -----
     M is drawn from N(0, 1/n).  With a label per place (token, node) each place has scores of its
     own.  Differs from the papers: there, the network's last layer is the last hidden layer's M;
-    here it learns beside it.  Mono-Forward: layers learn in the same step, not one after the
-    other.  Scalable Forward-Forward: M has no bias, the log-sum is over all classes, and activity is
+    here it learns beside it.  Mono-Forward: layers learn in the same step by default, not one
+    after the other.  Scalable Forward-Forward: M has no bias, the log-sum is over all classes, and activity is
     passed on as it is, unless the layer that reads it has a norm.
 
     References
@@ -64,8 +75,14 @@ class LocalLoss(Rule):
     score: str = "linear"
     read: str = "all"
     learned: bool = True
+    order: str = "simultaneous"
 
     channels: ClassVar = frozenset({Channel.TARGET})
+    choices: ClassVar = {
+        "score": ("linear", "square"),
+        "read": ("all", "channels"),
+        "order": ("simultaneous", "greedy"),
+    }
     needs_classes: ClassVar = True
     short: ClassVar = ("mono_forward",)
     citation: ClassVar = "Gong, Li & Abdulla (2025), arXiv:2501.09238"
@@ -75,14 +92,6 @@ class LocalLoss(Rule):
         "square": {"score": "square", "read": "channels"},
     }
     predictors: ClassVar = ("logits", "layers")
-
-    def __post_init__(self) -> None:
-        for name, known in (("score", SCORES), ("read", READS)):
-            if getattr(self, name) not in known:
-                raise SpecError(
-                    f"local_loss needs {name} to be one of {', '.join(known)}; "
-                    f"got {getattr(self, name)!r}."
-                )
 
     def init(self, v: LayerView, key: Key, shared: Key) -> Params:
         if v.is_output or not v.params:
@@ -97,18 +106,28 @@ class LocalLoss(Rule):
         """How many numbers M reads at once."""
         return math.prod(v.out_shape[v.spec.places :]) if self.read == "all" else v.out_shape[-1]
 
+    def variant(self, progress: float, layers: tuple[LayerSpec, ...]) -> int | None:
+        """Greedy: which layer learns now; the output layer comes last."""
+        return None if self.order == "simultaneous" else turn(progress, layers)
+
     # -- one step --------------------------------------------------------------------------------
     def step(self, bus: Any, batch: Batch) -> dict[str, Any]:
-        out = bus.readout(bus.forward(batch.x, update="hidden", target=batch.y))
+        y = bus.forward(batch.x, update="hidden", target=batch.y)
+        if bus.variant not in (None, len(bus.specs)):
+            return {}  # the hidden layer that learns has a loss of its own
+        out = bus.readout(y)
         bus.update(only="output", top=out.error)
         return {"loss": bus.mean(out.loss)}
 
+    def forward(self, v: LayerView, m: Message, s: Signals) -> Message:
+        return silence(v, m) if waits(v) else super().forward(v, m, s)
+
     def update(self, v: LayerView, s: Signals) -> Update:
+        if not v.params or rests(v):
+            return Update()
         t = v.trace
         if v.is_output:
             return Update(v.param_vjp(t, v.act_vjp(t, s.top)))
-        if not v.params:
-            return Update()
         h, z, g = self.scores(v, t.y)
         loss, error = SoftmaxCrossEntropy()(v.k, g, s.target)
         v.report("loss", v.mean(loss))

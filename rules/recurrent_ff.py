@@ -17,15 +17,19 @@ from fflearn.base import (
     LayerView,
     Params,
     Rule,
+    Shape,
     Signals,
     Trace,
     Update,
 )
 from fflearn.errors import SpecError
-from fflearn.labels import negatives
+from fflearn.labels import negatives, phases
 from fflearn.networks import Network
 from fflearn.objectives.goodness import Goodness
-from fflearn.topology import leaves_of
+from fflearn.topology import Residual, Sequential, leaves_of
+from fflearn.units import one_unit
+
+PASSIVE = ("max_pool", "avg_pool", "flatten")  # layers without weights that a network may have
 
 
 class Tick(NamedTuple):
@@ -33,7 +37,7 @@ class Tick(NamedTuple):
 
     t: Trace  # from what it read below, with what came from above added to the pre-activation
     h: Array  # (rows, *out)  the new state
-    above: tuple[Array, ...]  # (rows, n) each: the states above, normalised
+    heard: tuple[Array, ...]  # (rows, m), or (rows, *places, m): what each D reads
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ class RecurrentFF(Rule):
     The image is held at the bottom and a label at the top, the right one (phase +1) or a wrong
     one (phase -1).  No gradient goes through time or to a neighbour: what a layer reads, and its
     own old state, are constants.  n is x / sqrt(mean x^2).  All layers take a tick at once.
+
+    Between layers with places, images, D_l is shared by places: each reads the state of the place
+    above that lies over it.  Any other D_l reads all of the layer above.  Pooling is a part of the
+    convolution before it, whose activation comes after the pooling.
 
     A feedforward pass gives the first states, and the network's last layer reads them: a softmax
     classifier, whose error does not reach the hidden layers.  The wrong labels are drawn from it.
@@ -69,7 +77,8 @@ class RecurrentFF(Rule):
     Notes
     -----
     The paper does not say which state is scored; here it is the damped one.  D_l is drawn from
-    N(0, 1 / n_{l+1}).
+    N(0, 1 / n), with n the numbers it reads.  The paper's layers are dense, or local without
+    shared weights.
 
     References
     ----------
@@ -85,6 +94,7 @@ class RecurrentFF(Rule):
     score_to: int = 5
 
     channels: ClassVar = frozenset({Channel.PHASE, Channel.FEEDBACK})
+    choices: ClassVar = {"negatives": ("hard", "wrong")}
     needs_classes: ClassVar = True
     short: ClassVar = ("recurrent_forward_forward",)
     citation: ClassVar = "Hinton (2022), arXiv:2212.13345, sec. 3.4"
@@ -92,10 +102,7 @@ class RecurrentFF(Rule):
     predictors: ClassVar = ("goodness", "softmax")
 
     def __post_init__(self) -> None:
-        if self.negatives not in ("hard", "wrong"):
-            raise SpecError(
-                f"recurrent_ff needs negatives to be hard or wrong; got {self.negatives!r}."
-            )
+        super().__post_init__()
         if not 0 <= self.damping < 1:
             raise SpecError(
                 f"recurrent_ff needs a damping from 0 to below 1; got {self.damping}. Type "
@@ -113,14 +120,16 @@ class RecurrentFF(Rule):
     def adapt(self, net: Network) -> Network:
         top = leaves_of(net.nodes, len(net.nodes) - 1)
         drawn = iter([self.normalised(layer, i in top) for i, layer in enumerate(net.leaves)])
-        return net.map(lambda _: next(drawn))
+        return Network(with_pooling(net.map(lambda _: next(drawn)).body))
 
     def normalised(self, layer: Any, at_top: bool) -> Any:
         """A layer as this rule trains it."""
-        if layer.kind != "dense":
+        if layer.kind in PASSIVE:
+            return layer
+        if layer.kind not in ("dense", "conv"):
             raise SpecError(
-                f"recurrent_ff sends states down between dense layers; {layer.spec()!r} is none. "
-                f"Use forward_forward for such a network."
+                f"recurrent_ff sends states down between dense layers and convolutions; "
+                f"{layer.spec()!r} is neither. Use forward_forward for such a network."
             )
         return replace(layer, norm="rms", draw="zeros" if at_top else "lecun")
 
@@ -137,11 +146,13 @@ class RecurrentFF(Rule):
                     f"network's output. Type for instance: dense 256 relu | dense {v.n_classes}"
                 )
             return {}
-        n, sizes = math.prod(v.out_shape), [math.prod(shape) for shape in v.above]
-        return {
-            f"D{i}": key.fold("D", i).normal((m, n), np.float64) / math.sqrt(m)
-            for i, m in enumerate(sizes)
-        }
+        found = {}
+        for i, shape in enumerate(v.above):
+            m, n = math.prod(shape), math.prod(v.out_shape)
+            if by_place(v, shape):
+                m, n = shape[-1], v.out_shape[-1]
+            found[f"D{i}"] = key.fold("D", i).normal((m, n), np.float64) / math.sqrt(m)
+        return found
 
     def plastic(self, v: LayerView, owned: Params) -> tuple[str, ...]:
         return tuple(owned)
@@ -155,8 +166,8 @@ class RecurrentFF(Rule):
         draw = negatives(self.negatives)
         wrong = draw(bus.k, batch.y, logits, bus.key.fold("negatives"))
         labels = np.concatenate([batch.y, wrong])
-        phase = np.repeat(np.asarray([1, -1], batch.x.dtype), len(batch.y))
         x = np.concatenate([batch.x, batch.x])
+        phase = phases(x, len(batch.x), len(x) - len(batch.x))
         bus.each(self.start, 2)
         bus.each(self.hear, phase=phase)
         for _ in range(self.ticks):
@@ -179,10 +190,14 @@ class RecurrentFF(Rule):
         """The next state, not in force before `commit`: the layers below read the old one."""
         if v.is_output:
             return
-        a = sum(v.k.matmul(n, v.aux[f"D{i}"]) for i, n in enumerate(above))
-        t = v.forward(below, noise=a.reshape(-1, *v.out_shape))
+        heard = tuple(over(v, n) for n in above)
+        a = sum(
+            v.k.matmul(n.reshape(-1, n.shape[-1]), v.aux[f"D{i}"]).reshape(-1, *v.out_shape)
+            for i, n in enumerate(heard)
+        )
+        t = v.forward(below, noise=a)
         kept, new = (t.y.dtype.type(share) for share in (self.damping, 1 - self.damping))
-        v.state["tick"] = Tick(t, new * t.y + kept * v.state["s"], above)
+        v.state["tick"] = Tick(t, new * t.y + kept * v.state["s"], heard)
 
     def commit(self, v: LayerView, s: Signals) -> None:
         """The tick is over: the next state is the state."""
@@ -194,22 +209,22 @@ class RecurrentFF(Rule):
         if v.is_input:
             return None
         rows = m if v.is_output else v.state["s"]
-        return (v.k.normalize(rows.reshape(len(rows), -1), "rms"),)
+        return (v.k.normalize(rows.reshape(len(rows), -1), "rms").reshape(rows.shape),)
 
     # -- what a layer learns -----------------------------------------------------------------------
     def tally(self, v: LayerView, s: Signals) -> None:
         """Adds this tick's gradients to those of the ticks before."""
         if v.is_output:
             return
-        t, h, above = v.state["tick"]
+        t, h, heard = v.state["tick"]
         loss, error = self.objective(v)(v.k, h, v.state["phase"])
         da = v.act_vjp(t, error * h.dtype.type((1 - self.damping) / self.ticks))
-        rows = da.reshape(len(da), -1)
         found = dict(v.param_vjp(t, da))
-        found |= {f"D{i}": v.product(n, rows) for i, n in enumerate(above)}
+        for i, n in enumerate(heard):
+            found[f"D{i}"] = v.product(n, da.reshape(*n.shape[:-1], -1))
         before = v.state.get("found", {})
         v.state["found"] = {n: v.k.formed(g) + before.get(n, 0) for n, g in found.items()}
-        v.state["loss"] = loss.mean() / self.ticks + v.state.get("loss", 0)
+        v.state["loss"] = v.mean(loss) / self.ticks + v.state.get("loss", 0)
 
     def update(self, v: LayerView, s: Signals) -> Update:
         if v.is_output:
@@ -229,7 +244,7 @@ class RecurrentFF(Rule):
         if by == "softmax":
             return logits
         scores = []
-        for one_hot in np.eye(bus.n_classes, dtype=x.dtype):
+        for one_hot in bus.k.constant(np.eye(bus.n_classes, dtype=x.dtype)):
             label, total = np.broadcast_to(one_hot, (len(x), bus.n_classes)), 0
             bus.each(self.start, 1)
             for tick in range(1, self.score_to + 1):
@@ -243,3 +258,46 @@ class RecurrentFF(Rule):
     def goodness(self, v: LayerView) -> Any:
         """(rows,) of one hidden layer's state."""
         return None if v.is_output else self.objective(v).of(v.k, v.state["s"])
+
+
+def with_pooling(item: Any) -> Any:
+    """The structure with each convolution and the pooling behind it as one block.
+
+    The activation moves behind the pooling, where what comes from above joins in.  A flattening
+    is left out: dense layers do it.
+    """
+    if isinstance(item, Residual):
+        skip = None if item.skip is None else with_pooling(item.skip)
+        return Residual(with_pooling(item.body), skip)
+    if not isinstance(item, Sequential):
+        return item
+    parts: list[Any] = []
+    for part in map(with_pooling, item.items):
+        kind = getattr(part, "kind", "")
+        if kind not in PASSIVE:
+            parts.append(part)
+        elif kind != "flatten":
+            if not parts or getattr(parts[-1], "kind", "") != "conv":
+                raise SpecError(
+                    f"recurrent_ff needs a convolution right before {part.spec()!r}. Use stride=2 "
+                    f"in a convolution in its place."
+                )
+            conv = parts.pop()
+            linear = replace(conv, activation="identity").spec()
+            parts.append(one_unit(f"{linear} | {part.spec()} | act {conv.activation}"))
+    return Sequential(tuple(parts))
+
+
+def by_place(v: LayerView, above: Shape) -> bool:
+    """Whether a layer and one above it both have places, as images have."""
+    return len(above) == len(v.out_shape) > 1
+
+
+def over(v: LayerView, state: Any) -> Any:
+    """Of a state above, (rows, *above), what D reads: at each place of this layer what lies over it."""
+    if not by_place(v, state.shape[1:]):
+        return state.reshape(len(state), -1)
+    for axis, n in enumerate(v.out_shape[:-1], 1):
+        wide = np.repeat(state, -(-n // state.shape[axis]), axis=axis)
+        state = np.split(wide, [n], axis=axis)[0]
+    return state

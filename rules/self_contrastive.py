@@ -7,12 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fflearn.base import Array, Batch, LayerView, Message, Rule, Signals, Update
+from fflearn.base import Array, Batch, LayerSpec, LayerView, Message, Rule, Signals, Update
 from fflearn.errors import SpecError
 from fflearn.networks import Network
 from fflearn.objectives.goodness import Goodness
-
-NORMS = ("rms", "unit", "given")
+from fflearn.units import rests, silence, turn, waits
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,16 @@ class SelfContrastive(Rule):
         rows, drawn anew by each layer.
     norm : str
         n of the hidden layers: "rms" or "unit", see `dense`; "given" keeps each layer's own.
+    order : str
+        "simultaneous", or "greedy": one layer after the other, each for its part of the run.
 
     Notes
     -----
     The sample x' is one of the batch, so a(x') is already known: a pair costs no further pass.  In a
     batch of one sample there is no other, and the negative pair is the positive one.  With sample
     weights, what a pair tells a sample weighs as that sample does.  Differs from the paper: every
-    layer pairs its inputs anew (a switch there), all layers learn at once instead of one after the
-    other, and inputs have mean square 1 instead of mean 0 and variance 1.
+    layer pairs its inputs anew (a switch there), all layers learn at once by default (greedy there),
+    and inputs have mean square 1 instead of mean 0 and variance 1.
 
     References
     ----------
@@ -63,16 +64,15 @@ class SelfContrastive(Rule):
     sparsity: float = 0.0
     others: int = 2
     norm: str = "rms"
+    order: str = "simultaneous"
 
+    choices: ClassVar = {"norm": ("rms", "unit", "given"), "order": ("simultaneous", "greedy")}
     short: ClassVar = ("scff",)
     citation: ClassVar = "Chen, Liu, Laydevant & Grollier (2025), arXiv:2409.11593"
     optimizer: ClassVar = {"name": "adam", "lr": 3e-3, "schedule": "cosine"}
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise SpecError(
-                f"self_contrastive needs norm to be one of {', '.join(NORMS)}; got {self.norm!r}."
-            )
+        super().__post_init__()
         if self.others < 1:
             raise SpecError(f"self_contrastive needs others to be 1 or more; got {self.others}.")
         if not self.sparsity >= 0:
@@ -90,24 +90,33 @@ class SelfContrastive(Rule):
 
         return net if self.norm == "given" else net.map(normalised)
 
+    def variant(self, progress: float, layers: tuple[LayerSpec, ...]) -> int | None:
+        """Greedy: which layer learns now; the read-out comes last."""
+        return None if self.order == "simultaneous" else turn(progress, layers)
+
     # -- one step --------------------------------------------------------------------------------
     def step(self, bus: Any, batch: Batch) -> dict[str, Any]:
-        out = bus.readout(bus.forward(batch.x, update="hidden"))
+        y = bus.forward(batch.x, update="hidden")
+        if bus.variant not in (None, len(bus.specs)):
+            return {}  # the hidden layer that learns has a loss of its own
+        out = bus.readout(y)
         bus.update(only="output", top=out.error)
         return {"loss": bus.mean(out.loss)}
 
     def forward(self, v: LayerView, m: Message, s: Signals) -> Message:
+        if waits(v):
+            return silence(v, m)
         v.traces[m.name] = t = v.forward(m.x)
         if v.is_output or not v.learns:
             return m._replace(x=t.y)
         return m._replace(x=v.act(t.a - t.a.mean(-1, keepdims=True)))
 
     def update(self, v: LayerView, s: Signals) -> Update:
+        if not v.learns or rests(v):
+            return Update()
         t = v.trace
         if v.is_output:
             return Update(v.param_vjp(t, v.act_vjp(t, s.top)))
-        if not v.learns:
-            return Update()
         loss, d = self.pair(v, t.a, 1)
         da = 2 * d
         n, share = len(t.a), t.a.dtype.type(1 / self.others)
@@ -115,7 +124,7 @@ class SelfContrastive(Rule):
             rows = self.other(v, n, j)
             less, d = self.pair(v, t.a[rows], -1)
             loss, da = loss + share * less, da + share * (d + d[np.argsort(rows)])
-        v.report("pairs", v.mean(loss))
+        v.report("loss", v.mean(loss))
         return Update(v.param_vjp(t, da))
 
     def other(self, v: LayerView, n: int, j: int) -> Array:

@@ -8,9 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fflearn.base import Batch, Channel, Key, LayerView, Params, Rule, Signals, Update
-from fflearn.errors import SpecError
-
-KINDS = ("uniform", "batch_random", "fixed_random")
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,7 @@ class SignSymmetry(Rule):
     magnitudes: str = "uniform"
 
     channels: ClassVar = frozenset({Channel.SIGN})
+    choices: ClassVar = {"magnitudes": ("uniform", "batch_random", "fixed_random")}
     short: ClassVar = ("sf", "usf")
     citation: ClassVar = "Liao, Leibo & Poggio (2016), arXiv:1510.05067"
     optimizer: ClassVar = {"name": "adam", "lr": 3e-3}
@@ -41,13 +39,6 @@ class SignSymmetry(Rule):
         "brsf": {"magnitudes": "batch_random"},
         "frsf": {"magnitudes": "fixed_random"},
     }
-
-    def __post_init__(self) -> None:
-        if self.magnitudes not in KINDS:
-            raise SpecError(
-                f"sign_symmetry needs magnitudes to be one of {', '.join(KINDS)}; "
-                f"got {self.magnitudes!r}."
-            )
 
     def init(self, v: LayerView, key: Key, shared: Key) -> Params:
         if v.is_input or self.magnitudes != "fixed_random":

@@ -9,11 +9,9 @@ import numpy as np
 
 from fflearn.base import Array, Batch, Channel, Key, LayerView, Params, Rule, Signals, Update
 from fflearn.errors import SpecError
-from fflearn.networks import Network, network
+from fflearn.networks import Network
 from fflearn.topology import leaves_of
-
-KINDS = ("msq", "ssq", "lin")
-NORMS = ("rms", "unit", "batch", "group", "given")
+from fflearn.units import one_unit
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,10 @@ class SingleForward(Rule):
     temperature: float = 1.0
 
     channels: ClassVar = frozenset({Channel.TARGET})
+    choices: ClassVar = {
+        "goodness": ("msq", "ssq", "lin"),
+        "norm": ("rms", "unit", "batch", "group", "given"),
+    }
     needs_classes: ClassVar = True
     short: ClassVar = ("sf_gnn",)
     citation: ClassVar = "Park et al. (2024), arXiv:2403.11004"
@@ -70,15 +72,7 @@ class SingleForward(Rule):
     predictors: ClassVar = ("layers", "logits")
 
     def __post_init__(self) -> None:
-        if self.goodness not in KINDS:
-            raise SpecError(
-                f"single_forward needs goodness to be one of {', '.join(KINDS)}; "
-                f"got {self.goodness!r}."
-            )
-        if self.norm not in NORMS:
-            raise SpecError(
-                f"single_forward needs norm to be one of {', '.join(NORMS)}; got {self.norm!r}."
-            )
+        super().__post_init__()
         if not self.temperature > 0:
             raise SpecError(f"single_forward needs a temperature above 0; got {self.temperature}.")
 
@@ -153,7 +147,7 @@ class SingleForward(Rule):
         n, c = v.out_shape[-1], v.n_classes
         member = np.eye(c)[np.arange(n) * c // n]
         size = 1.0 if self.kind(v) == "ssq" else member.sum(0)
-        return member / size / self.temperature
+        return v.k.constant(member / size / self.temperature)
 
     def kind(self, v: LayerView) -> str:
         """Which goodness a layer has: an output unit's is the unit itself."""
@@ -185,8 +179,3 @@ class SingleForward(Rule):
     def belief(self, v: LayerView) -> Any:
         """softmax(g / T) of one layer, or None where it has nothing to learn."""
         return v.k.softmax(self.logits(v, v.trace.y)) if v.params else None
-
-
-def one_unit(spec: str) -> Any:
-    """Layers as one block."""
-    return network(f"block({spec})").body.items[0]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from fflearn import locality
-from fflearn.base import Batch, Channel, Env
+from fflearn.base import Batch, Channel, Env, Shown
 from fflearn.bus import Bus
 from fflearn.checks import bench, learned, same_bits, samples
 from fflearn.data import load as load_data
 from fflearn.engine import Engine
-from fflearn.errors import LocalityError, ShapeError, SpecError
+from fflearn.errors import LocalityError, SettingsWarning, ShapeError, SpecError
 from fflearn.labels import embedding
 from fflearn.objectives.goodness import loss
 from fflearn.optim import optimizer
@@ -26,13 +26,18 @@ def made(hidden: str = HIDDEN, **settings):
     return bench(lambda: rule("ff", **{"negatives": "wrong", **settings}), hidden)
 
 
+def laid_out(t):
+    """The trace with its rows laid out, where they shared samples."""
+    return t._replace(x=t.x.whole) if isinstance(t.x, Shown) else t
+
+
 def heard(engine, state, batch):
     """Per layer: its traces when it learned, the phases it was sent, its update."""
     seen: dict = {}
 
     class Hears(Bus):
         def _call(self, hook, v, *args):
-            traces = dict(v.traces)
+            traces = {name: laid_out(t) for name, t in v.traces.items()}
             out = super()._call(hook, v, *args)
             if hook == "update":
                 phase = args[0].phase if "x" in traces and not v.is_output else None
@@ -338,6 +343,17 @@ def test_peer_normalisation_revives_a_silent_unit(peer, revives):
     assert (alive() > 0) == revives
 
 
+def test_peer_normalisation_without_the_goodness_it_is_made_for_comes_with_advice():
+    for params, warned in [
+        ({"goodness": "msq"}, True),
+        ({"goodness": "msq", "peer": 0.0}, False),
+        ({}, False),
+    ]:
+        assert ("Add peer=0" in rule("ff", **params).advise(None)) == warned
+    with pytest.warns(SettingsWarning, match="drowns"):
+        Engine("dense 5 relu | dense 3", rule("ff", goodness="msq"), (11,), 3)
+
+
 # ---- the head -------------------------------------------------------------------------------------
 
 
@@ -584,7 +600,13 @@ SETTINGS = [
     {"negatives": "wrong", "head": False, "peer": 0.0},
     {"goodness": "l2", "norm": "unit", "temperature": 2.0, "label": "overlay"},
     {"loss": "margin", "negatives": "all_wrong", "collaboration": "all", "head": False},
-    {"loss": "softmax", "goodness": "msq", "negatives": "all_wrong", "collaboration": "below"},
+    {
+        "loss": "softmax",
+        "goodness": "msq",
+        "peer": 0.0,
+        "negatives": "all_wrong",
+        "collaboration": "below",
+    },
     {"negatives": "hybrid", "order": "greedy", "collaboration": "below", "loss": "symba"},
 ]
 

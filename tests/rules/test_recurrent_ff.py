@@ -25,7 +25,14 @@ NETS = {
         "dense 5 tanh | residual(dense 6 relu | dense 5 tanh; dense 5 gelu) | dense 3",
         [([], [3, 1]), ([0], [2]), ([1], [LABEL]), ([0], [LABEL])],
     ),
+    # Maps of 3 x 3, 2 x 2 and 1 x 2 places, and 5 units; pooling comes before tanh.
+    "images": (
+        "conv 4 tanh | max_pool | conv 3 relu kernel=2 padding=0 | conv 2 gelu stride=2"
+        + " | flatten | dense 5 tanh | dense 3",
+        [([], [1]), ([0], [2]), ([1], [3]), ([2], [LABEL])],
+    ),
 }
+SHAPES = {"images": (7, 6, 2)}
 
 
 def engine_on(name, **settings):
@@ -33,7 +40,7 @@ def engine_on(name, **settings):
     engine = Engine(
         NETS[name][0],
         rule("recurrent_ff", **settings),
-        (4,),
+        SHAPES.get(name, (4,)),
         3,
         dtype="float64",
         backend="reference",
@@ -41,13 +48,16 @@ def engine_on(name, **settings):
     state, rng = engine.init(0), np.random.default_rng(1)
     state.params[-1]["W"] = rng.normal(size=state.params[-1]["W"].shape)
     for slots in state.params:
-        slots["b"] = rng.normal(size=slots["b"].shape) / 3
+        for b in (n for n in slots if n.endswith("b")):
+            slots[b] = rng.normal(size=slots[b].shape) / 3
     return engine, state
 
 
-def samples(rows=6):
+def samples(rows=6, name="chain"):
     rng = np.random.default_rng(2)
-    return Batch(rng.normal(size=(rows, 4)), np.eye(3)[rng.integers(3, size=rows)])
+    return Batch(
+        rng.normal(size=(rows, *SHAPES.get(name, (4,)))), np.eye(3)[rng.integers(3, size=rows)]
+    )
 
 
 class Ticking:
@@ -64,7 +74,8 @@ class Ticking:
         ]
 
     def n(self, x):
-        return x / ((x**2).mean(1, keepdim=True).sqrt() + EPS)
+        size = (x**2).flatten(1).mean(1).sqrt() + EPS
+        return x / size.reshape(-1, *[1] * (x.ndim - 1))
 
     def act(self, i, a):
         f = {
@@ -74,6 +85,37 @@ class Ticking:
         }
         return f[self.engine.net.leaves[i].activation](a)
 
+    def up(self, i, x):
+        """The pre-activation from below, pooled where the layer pools."""
+        layer, p, x = self.engine.net.leaves[i], self.p[i], self.n(x)
+        if layer.kind == "dense":
+            return x.flatten(1) @ p["W"] + p["b"]
+        pools = layer.kind == "block"
+        conv, start = (layer.leaves[0], "0.") if pools else (layer, "")
+        a = self.torch.nn.functional.conv2d(
+            x.movedim(-1, 1),
+            p[f"{start}W"].permute(3, 2, 0, 1),
+            p[f"{start}b"],
+            conv.stride,
+            1 if conv.padding == "same" else 0,
+        )
+        return (self.torch.nn.functional.max_pool2d(a, 2) if pools else a).movedim(1, -1)
+
+    def sent(self, i, j, state):
+        """What the j-th layer above says to layer i."""
+        d, n = self.down[i][f"D{j}"], self.n(state)
+        shape = self.engine.specs[i].out_shape
+        if n.ndim == 4 and len(shape) == 3:
+            n = self.torch.stack(
+                [
+                    n[:, r // -(-shape[0] // n.shape[1]), c // -(-shape[1] // n.shape[2])]
+                    for r in range(shape[0])
+                    for c in range(shape[1])
+                ],
+                1,
+            ).reshape(len(n), *shape[:2], -1)
+        return (n @ d).reshape(len(n), *shape)
+
     def below(self, i, x, h):
         return sum(h[j] for j in self.graph[i][0]) if self.graph[i][0] else x
 
@@ -81,7 +123,7 @@ class Ticking:
         """States of the feedforward pass, and the classifier's logits."""
         h = []
         for i in range(len(self.graph)):
-            h.append(self.act(i, self.n(self.below(i, x, h)) @ self.p[i]["W"] + self.p[i]["b"]))
+            h.append(self.act(i, self.up(i, self.below(i, x, h))))
         top = sum(h[i] for i, (_, above) in enumerate(self.graph) if LABEL in above)
         return h, self.n(top) @ self.p[-1]["W"] + self.p[-1]["b"]
 
@@ -90,9 +132,9 @@ class Ticking:
         h = [a.detach() for a in h]
         new = []
         for i, (_, above) in enumerate(self.graph):
-            a = self.n(self.below(i, x, h)) @ self.p[i]["W"] + self.p[i]["b"]
+            a = self.up(i, self.below(i, x, h))
             for j, up in enumerate(above):
-                a = a + self.n(label if up == LABEL else h[up]) @ self.down[i][f"D{j}"]
+                a = a + self.sent(i, j, label if up == LABEL else h[up])
             new.append((1 - self.damping) * self.act(i, a) + self.damping * h[i])
         return new
 
@@ -105,7 +147,7 @@ class Ticking:
 def test_updates_are_autograd_of_every_ticks_own_loss(name, damping, t, draw, weight):
     torch = pytest.importorskip("torch")
     engine, state = engine_on(name, ticks=3, damping=damping, temperature=t, negatives=draw)
-    batch = samples()._replace(weight=weight)
+    batch = samples(name=name)._replace(weight=weight)
     model = Ticking(torch, name, engine, state, damping)
     x, y = torch.tensor(batch.x), torch.tensor(batch.y)
     share = torch.tensor(np.ones(6) if weight is None else weight)
@@ -114,16 +156,15 @@ def test_updates_are_autograd_of_every_ticks_own_loss(name, damping, t, draw, we
     key = Key(0).at(0).fold("step").fold("negatives")
     wrong = negatives(draw)(engine.kernels, batch.y, logits.detach().numpy(), key)
     label, twice = torch.cat([y, torch.tensor(wrong)]), torch.cat([x, x])
-    h, total = [torch.cat([a, a]) for a in h], 0
+    h, total = [torch.cat([a, a]) for a in h], [0] * len(h)
     for _ in range(3):
         h = model.tick(twice, label, h)
-        for a in h:
-            g = (a**2).sum(1)
-            u = torch.cat([-torch.ones(6), torch.ones(6)]) * (g - a.shape[1]) / t
-            total = (
-                total + (torch.cat([share, share]) / 2 * torch.nn.functional.softplus(u)).sum() / 3
-            )
-    total.backward()
+        for i, a in enumerate(h):
+            g = (a**2).flatten(1).sum(1)
+            u = torch.cat([-torch.ones(6), torch.ones(6)]) * (g - a[0].numel()) / t
+            loss = torch.cat([share, share]) / 2 * torch.logaddexp(u, 0 * u)
+            total[i] = total[i] + loss.sum() / 3
+    sum(total).backward()
     top = model.p[-1]
     for a in (top["W"], top["b"]):
         a.grad = None
@@ -136,6 +177,9 @@ def test_updates_are_autograd_of_every_ticks_own_loss(name, damping, t, draw, we
         for n, g in ours.items():
             g, a = engine.kernels.formed(g), theirs[n].grad.numpy()
             assert np.linalg.norm(g - a) <= 1e-10 * np.linalg.norm(a), (i, n)
+    info, _ = engine.step(state, batch)
+    for i, loss in enumerate(total):
+        assert info[f"loss/{i}"] == pytest.approx(float(loss.detach()), rel=1e-10)
 
 
 @pytest.mark.torch
@@ -143,17 +187,19 @@ def test_updates_are_autograd_of_every_ticks_own_loss(name, damping, t, draw, we
 def test_scores_are_goodness_added_up_over_layers_and_the_given_ticks(name):
     torch = pytest.importorskip("torch")
     engine, state = engine_on(name, score_from=2, score_to=3)
-    model, x = Ticking(torch, name, engine, state, 0.3), torch.tensor(samples().x)
+    model, x = Ticking(torch, name, engine, state, 0.3), torch.tensor(samples(name=name).x)
     expected = np.zeros((6, 3))
     for c in range(3):
         h = model.first(x)[0]
         for tick in (1, 2, 3):
             h = model.tick(x, torch.eye(3, dtype=x.dtype)[[c] * 6], h)
             if tick >= 2:
-                expected[:, c] += sum((a**2).sum(1) for a in h).detach().numpy()
-    np.testing.assert_allclose(engine.predict(state, samples().x), expected, rtol=1e-10)
+                expected[:, c] += sum((a**2).flatten(1).sum(1) for a in h).detach().numpy()
+    np.testing.assert_allclose(engine.predict(state, samples(name=name).x), expected, rtol=1e-10)
     logits = model.first(x)[1].detach().numpy()
-    np.testing.assert_allclose(engine.predict(state, samples().x, "softmax"), logits, rtol=1e-10)
+    np.testing.assert_allclose(
+        engine.predict(state, samples(name=name).x, "softmax"), logits, rtol=1e-10
+    )
 
 
 def by_hand():
@@ -220,6 +266,29 @@ def test_the_label_reaches_one_layer_further_down_with_every_tick():
         assert changed == [i >= 3 - heard for i in range(3)] + [False]
 
 
+def test_images_as_they_are_trained():
+    engine, state = engine_on("images")
+    told = [leaf.spec() for leaf in engine.net.leaves]
+    assert told[0] == "block(conv 4 norm=rms draw=lecun | max_pool | act tanh)"
+    assert [leaf.split()[0] for leaf in told] == ["block(conv", "conv", "conv", "dense", "dense"]
+    shapes = [own["D0"].shape for own in state.aux[:-1]]
+    assert shapes == [(3, 4), (2, 3), (5, 1 * 1 * 2), (3, 5)]
+
+
+def test_images_without_pooling_and_with_means():
+    for net in (
+        "conv 8 relu stride=2 | conv 8 relu | dense 3",
+        "conv 8 relu | avg_pool 2 | dense 3",
+    ):
+        engine = Engine(net, rule("recurrent_ff"), (6, 5, 2), 3)
+        state, rng = engine.init(0), np.random.default_rng(0)
+        y = np.arange(30) % 3
+        x = rng.normal(size=(3, 6, 5, 2))[y] + 0.2 * rng.normal(size=(30, 6, 5, 2))
+        for _ in range(50):
+            engine.step(state, Batch(x, np.eye(3)[y]))
+        assert (engine.predict(state, x).argmax(1) == y).mean() >= 0.9
+
+
 def test_weights_down_start_at_unit_variance_and_apart():
     engine = Engine("dense 300 relu | dense 400 relu | dense 2", rule("recurrent_ff"), (5,), 2)
     state = engine.init(0)
@@ -245,7 +314,7 @@ def test_a_small_network_learns_three_clouds():
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"negatives": "all_wrong"}, "negatives to be hard or wrong; got 'all_wrong'"),
+        ({"negatives": "all_wrong"}, "negatives to be one of hard, wrong; got 'all_wrong'"),
         ({"damping": 1.0}, "damping from 0 to below 1; got 1.0"),
         ({"damping": float("nan")}, "damping from 0 to below 1"),
         ({"ticks": 0}, "1 tick or more; got ticks=0"),
@@ -264,7 +333,13 @@ def test_settings_that_do_not_fit_are_told(settings, told):
         ("dense 3", (4,), "needs hidden layers below '0 dense 3"),
         ("dense 3 | residual(dense 3)", (4,), "none that reads the network's output"),
         ("dense 4 places=1 | dense 3 places=1", (4, 5), "one label per sample"),
-        ("conv 4 relu | dense 3", (4, 4, 1), "between dense layers; 'conv 4 relu' is none"),
+        ("lstm 4 | dense 3", (4, 2), "dense layers and convolutions; 'lstm 4' is neither"),
+        (
+            "dense 4 places=2 | max_pool | dense 3",
+            (4, 4, 1),
+            "right before 'max_pool'. Use stride=2",
+        ),
+        ("max_pool | conv 4 | dense 3", (4, 4, 1), "right before 'max_pool'. Use stride=2"),
     ],
 )
 def test_networks_that_do_not_fit_are_told(net, in_shape, told):

@@ -132,7 +132,7 @@ def test_a_step_computed_by_hand():
     np.testing.assert_allclose(found["0/grads/b"], [(first + second) / 2], rtol=1e-12)
     info, ledger = engine.step(state, batch)
     loss = (np.log1p(np.exp(1)) + np.log1p(np.exp(-39))) / 2 + np.log1p(np.exp(-1))
-    assert info["pairs/0"] == pytest.approx(loss)
+    assert info["loss/0"] == pytest.approx(loss)
     assert ledger.per_sample() == {"activity": 1} and ledger.forward_passes == 1
 
 
