@@ -119,6 +119,9 @@ class Engine:
             readers = [i for i, n in enumerate(nodes) if s in n.sources]
             if readers:
                 self.last_use[max(readers)].append(s)
+        of_input = [n.leaf for n in nodes if -1 in n.sources]
+        # Whether the network's input may be a `Shown`: one layer reads it, and can.
+        self.shares = len(of_input) == 1 and leaves[of_input[0]].shares
         shapes: list[tuple[int, ...]] = []  # per node; a rule may feed layers other inputs
         self.specs: tuple[LayerSpec, ...] = ()
         chain = self.net.shapes(self.in_shape)
@@ -258,7 +261,7 @@ class Engine:
         ledger : Ledger
             What crossed layer boundaries: counted once per shape of batch.
         """
-        batch, variant = self._checked_batch(batch), self._variant(state)
+        batch, variant = self.checked_batch(batch), self.variant(state)
         stepped = self._op_by_op if self.tapes is None else self.tapes.step
         info, ledger = stepped(state, batch, variant)
         state.step += 1
@@ -284,9 +287,9 @@ class Engine:
         Running statistics stay where the data are.
         """
         self._needs_numbers_alone()
-        batch = self._checked_batch(batch)
+        batch = self.checked_batch(batch)
         with self.kernels.running(self.threads):
-            bus = self._bus(state, batch, False, self._variant(state))
+            bus = self._bus(state, batch, False, self.variant(state))
             return self.rule.measure(bus, batch)[1]
 
     def learn(self, state: State, numbers: Any) -> None:
@@ -299,7 +302,7 @@ class Engine:
                 f"{numbers.shape}. Leave out what came from a batch that overflowed."
             )
         with self.kernels.running(self.threads):
-            self.rule.learn(self._bus(state, None, True, self._variant(state)), numbers)
+            self.rule.learn(self._bus(state, None, True, self.variant(state)), numbers)
         state.step += 1
 
     def updates(self, state: State, batch: Batch, wire: type[Bus] = Bus) -> list[Update]:
@@ -319,7 +322,7 @@ class Engine:
         wire: type[Bus] = Bus,
     ) -> None:
         """Show each layer's view and what it would learn, without changing the state."""
-        self.run(state, self._checked_batch(batch), self._variant(state), False, observe, wire)
+        self.run(state, self.checked_batch(batch), self.variant(state), False, observe, wire)
 
     def run(
         self,
@@ -372,7 +375,8 @@ class Engine:
         key = Key(state.seed).using(k or self.kernels).at(state.step).fold("step")
         return wire(self, state, batch, key, train, variant, observe, ledger)
 
-    def _variant(self, state: State) -> Hashable:
+    def variant(self, state: State) -> Hashable:
+        """What part of the rule's schedule holds in the coming step."""
         return self.rule.variant(self.settings_at(state.step)[0], self.specs)
 
     def _new_ledger(self, samples: int) -> Ledger:
@@ -431,7 +435,8 @@ class Engine:
         """Shape of one label; a network without logits still learns one class per sample."""
         return self.out_shape if self.rule.ends_in_logits else (self.n_classes,)
 
-    def _checked_batch(self, batch: Batch) -> Batch:
+    def checked_batch(self, batch: Batch) -> Batch:
+        """The batch in the engine's dtype, where the backend has its arrays; raises what is wrong."""
         x = self._checked_x(batch.x)
         y = batch.y if hasattr(batch.y, "dtype") else np.asarray(batch.y)
         full = (len(x), *self._target_shape)

@@ -197,7 +197,7 @@ class TorchEngine:
 
     def _loss_of(self, params: list[dict[str, Any]], state: State, batch: Batch) -> Any:
         """The (weighted) batch mean of the loss."""
-        x, y, side, weight = self._twin._checked_batch(batch)
+        x, y, side, weight = self._twin.checked_batch(batch)
         env = Env(side, Key(state.seed).at(state.step).fold("step", "env"), True)
         output = self._output(params, self._tensor(x), env)
         loss = _over_places(self._torch, self._loss, output, self._tensor(y))
