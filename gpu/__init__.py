@@ -13,21 +13,22 @@ from fflearn.errors import BackendUnavailable
 __all__ = ["load"]
 
 
-def load(index: int = 0, precision: str = "") -> Any:
+def load(*options: str) -> Any:
     """The kernels of a GPU.
 
     Parameters
     ----------
-    index : int
-        Which GPU, as CUDA numbers them.
-    precision : str
-        Of float32 products: "" for float32, "tf32" or "bf16".
+    options : str
+        A whole number says which GPU, as CUDA numbers them (0); a word the precision of float32
+        products: "tf32" or "bf16" in place of float32.
 
     Raises
     ------
     BackendUnavailable
         There is no GPU, or not so many; the message says what to type instead.
     """
+    index = next((int(o) for o in options if o.isdecimal()), 0)
+    precision = next((o for o in options if not o.isdecimal()), "")
     import cupy
 
     try:

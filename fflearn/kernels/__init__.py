@@ -14,31 +14,32 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "load", "names"]
 
-# name -> module and class
+# name -> module, what makes the kernels there, packages it needs beside the core's, its options
 _BACKENDS = {
-    "reference": ("fflearn.kernels.reference", "Kernels"),
-    "numba": ("fflearn.kernels.cpu", "CpuKernels"),
+    "reference": ("fflearn.kernels.reference", "Kernels", (), ()),
+    "numba": ("fflearn.kernels.cpu", "CpuKernels", (), ()),
+    "cuda": ("fflearn.gpu", "load", ("cupy", "numba_cuda"), ("tf32", "bf16")),
 }
-_GPU_PACKAGES = ("cupy", "numba_cuda")
-PRECISIONS = ("tf32", "bf16")
 
 
 def names() -> tuple[str, ...]:
     """Names `load` knows, the reference first; one may still be unavailable on this machine."""
-    return (*_BACKENDS, "cuda")
+    return tuple(_BACKENDS)
 
 
 def check(name: str) -> None:
-    """Raise SpecError unless `load` knows the name; "cuda" may have options, as "cuda:1:tf32"."""
-    known, _, options = name.partition(":")
-    if known not in names() or (options and known != "cuda"):
+    """Raise SpecError unless `load` knows the name, and its options if it has any: "cuda:1:tf32"."""
+    known, _, given = name.partition(":")
+    if known not in _BACKENDS:
         raise SpecError(f"backend needs one of {', '.join(names())}; got {name!r}.")
-    for option in options.split(":") if options else ():
-        if not option.isdecimal() and option not in PRECISIONS:
+    options = _BACKENDS[known][3]
+    for option in given.split(":") if given else ():
+        if not options:
+            raise SpecError(f"the backend {known!r} has no options; got {name!r}.")
+        if not option.isdecimal() and option not in options:
             raise SpecError(
-                f"the backend 'cuda' has no option {option!r}. Type for instance cuda:1 for the "
-                f"second GPU, or cuda:tf32 for products of less precision: "
-                f"{', '.join(PRECISIONS)}."
+                f"the backend {known!r} has no option {option!r}. Type for instance {known}:1 for "
+                f"the second GPU, or one of {', '.join(f'{known}:{o}' for o in options)}."
             )
 
 
@@ -53,25 +54,18 @@ def load(name: str) -> "Kernels":
         Something the backend needs is missing; the message says what, and what to type.
     """
     check(name)
-    if name not in _BACKENDS:
-        return _cuda(name.split(":")[1:])
-    module, kernels = _BACKENDS[name]
-    try:
-        return getattr(import_module(module), kernels)()
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"the {name!r} kernels need {error.name}, which cannot be imported here ({error}). "
-            "Type: pip install --upgrade fflearn, or choose the 'reference' kernels."
-        ) from error
-
-
-def _cuda(options: list[str]) -> "Kernels":
-    missing = [package for package in _GPU_PACKAGES if find_spec(package) is None]
+    known, *options = name.split(":")
+    module, make, packages, _ = _BACKENDS[known]
+    missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise BackendUnavailable(
-            f"the 'cuda' kernels need {' and '.join(missing)}, not installed here. "
+            f"the {known!r} kernels need {' and '.join(missing)}, not installed here. "
             "Type: pip install \"fflearn[gpu]\", or choose the 'numba' kernels."
         )
-    index = next((int(o) for o in options if o.isdecimal()), 0)
-    precision = next((o for o in options if not o.isdecimal()), "")
-    return import_module("fflearn.gpu").load(index, precision)
+    try:
+        return getattr(import_module(module), make)(*options)
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"the {known!r} kernels need {error.name}, which cannot be imported here ({error}). "
+            "Type: pip install --upgrade fflearn, or choose the 'reference' kernels."
+        ) from error
