@@ -141,13 +141,13 @@ def test_cache_folder_follows_the_environment(tmp_path):
     name = f"numba-{jit.digest()}"
     for variable, where in (("FFLEARN_CACHE", tmp_path / "a"), ("NUMBA_CACHE_DIR", tmp_path / "b")):
         folder, files = run(COMPILE, **{variable: str(where)}).split()
-        assert (folder, files) == (str(where / name), "1")
+        assert folder == str(where / name) and int(files) > 0
 
 
 def test_cache_that_cannot_be_written_is_a_temporary_folder(tmp_path):
     (tmp_path / "file").touch()
     folder, files = run(COMPILE, FFLEARN_CACHE=str(tmp_path / "file" / "under")).split()
-    assert files == "1"
+    assert int(files) > 0
     assert not Path(folder).exists()
 
 
