@@ -54,6 +54,12 @@ class CpuKernels(Kernels):
 
     name = "numba"
 
+    @property
+    def lowerings(self) -> Any:
+        from fflearn.kernels import lowering  # which reads from here
+
+        return lowering
+
     @contextmanager
     def running(self, threads: int) -> Iterator[None]:
         """Compiled loops use up to ``threads`` threads, BLAS one; both are restored at the end."""

@@ -48,6 +48,11 @@ class Kernels:
     # Kernels that write to arguments, and to which; the others write to nothing they are given.
     writes: ClassVar[Mapping[str, tuple[int, ...]]] = {"sgd": (0, 2), "adam": (0, 2, 3)}
 
+    @property
+    def lowerings(self) -> Any:
+        """Module that says which operations of a tape run without Python; None where none do."""
+        return None
+
     def running(self, threads: int) -> AbstractContextManager[None]:
         """A context in which steps run; here it holds BLAS to one thread whatever is asked."""
         return one_blas_thread()
@@ -89,16 +94,16 @@ class Kernels:
 
     # ---- products ---------------------------------------------------------------------------
     def matmul(self, a: Array, b: Array) -> Array:
-        """a b: (R, K), (K, N) -> (R, N)."""
+        """a b: (R, K), (K, N) -> (R, N); also stacks of such matrices, here and below."""
         return a @ b
 
     def matmul_tn(self, a: Array, b: Array) -> Array:
         """a^T b: (R, M), (R, N) -> (M, N)."""
-        return a.T @ b
+        return a.swapaxes(-1, -2) @ b
 
     def matmul_nt(self, a: Array, b: Array) -> Array:
         """a b^T: (R, K), (N, K) -> (R, N)."""
-        return a @ b.T
+        return a @ b.swapaxes(-1, -2)
 
     def dense(
         self, x: Array, W: Array, b: Array | None, act: str, noise: Array | None = None
@@ -138,6 +143,29 @@ class Kernels:
     ) -> Array:
         """The adjoint of `conv` in x: (B, OH, OW, units) -> (B, *in_shape)."""
         return patches.conv_input(da, W, in_shape, stride, padding)
+
+    # ---- pooling ----------------------------------------------------------------------------
+    def max_pool(self, x: Array, size: int, stride: int) -> tuple[Array, Array]:
+        """(B, H, W, C) -> the largest of each patch and its tap, (B, OH, OW, C)."""
+        return patches.max_pool(x, size, stride)
+
+    def pick(self, x: Array, tap: Array, size: int, stride: int) -> Array:
+        """The pixel of each patch at its tap: (B, H, W, C) -> (B, OH, OW, C)."""
+        return patches.pick(x, tap, size, stride)
+
+    def put(
+        self, dy: Array, tap: Array, in_shape: tuple[int, ...], size: int, stride: int
+    ) -> Array:
+        """The adjoint of `pick`: (B, OH, OW, C) -> (B, *in_shape)."""
+        return patches.put(dy, tap, in_shape, size, stride)
+
+    def avg_pool(self, x: Array, size: int, stride: int) -> Array:
+        """The mean of each patch: (B, H, W, C) -> (B, OH, OW, C)."""
+        return patches.avg_pool(x, size, stride)
+
+    def avg_pool_input(self, da: Array, in_shape: tuple[int, ...], size: int, stride: int) -> Array:
+        """The adjoint of `avg_pool`: (B, OH, OW, C) -> (B, *in_shape)."""
+        return patches.avg_pool_input(da, in_shape, size, stride)
 
     # ---- activations ------------------------------------------------------------------------
     def act(self, a: Array, kind: str) -> Array:

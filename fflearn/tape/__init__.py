@@ -46,7 +46,9 @@ class Tapes:
         key = shapes(batch), variant, tuple(engine.probes.items())
         program = self._programs.get(key)
         if program is None and key in self._recorded or program and not program.of(state):
-            program = self._programs[key] = Program(self._recorded[key][0], state, batch)
+            program = self._programs[key] = Program(
+                self._recorded[key][0], state, batch, engine.kernels
+            )
         if program is not None:
             settings = engine.settings_at(state.step)
             with engine.kernels.running(engine.threads):

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fflearn.base import Batch
 from fflearn.state import State
+from fflearn.tape.passes import LINE, Body, Cell, Made, Row, plan, touched
 from fflearn.tape.record import Recording, inputs
-from fflearn.tape.traced import Buffer, Op, Ref, leaves, mapped
-from fflearn.tape.wire import SETTINGS, Loop
+from fflearn.tape.traced import Buffer, Op, Ref, address, leaves, mapped
+from fflearn.tape.wire import SETTINGS
 
-LINE = 64  # bytes of a cache line: where buffers begin
+# Operators that call these for arrays, and which can be told where to put the result.
+UFUNCS: dict[Any, np.ufunc] = {
+    operator.add: np.add,
+    operator.sub: np.subtract,
+    operator.mul: np.multiply,
+    operator.truediv: np.true_divide,
+    operator.matmul: np.matmul,
+    operator.neg: np.negative,
+    operator.abs: np.absolute,
+    **{getattr(operator, n): getattr(np, f) for n, f in {
+        "gt": "greater", "ge": "greater_equal", "lt": "less", "le": "less_equal",
+        "eq": "equal", "ne": "not_equal",
+    }.items()},
+}  # fmt: skip
 
 
 class Program:
@@ -27,18 +43,38 @@ class Program:
         Its arrays are read and written where they are; they must not move (`state.Slots`).
     batch : Batch
         What a batch looks like.
+    kernels : Kernels
+
+    Attributes
+    ----------
+    calls : list of callable
+        What a step is, on fixed memory: runs of native kernels, and single calls from Python.
     """
 
-    def __init__(self, recording: Recording, state: State, batch: Batch):
-        self.recording, self._state = recording, weakref.ref(state)
+    def __init__(self, recording: Recording, state: State, batch: Batch, kernels: Any):
+        self._state = weakref.ref(state)
         self._objects: dict[Buffer, Any] = {}
-        self._memory = state.arrays()
-        ops = needed(recording.ops, recording.info)
-        self.arena = plan(ops, recording.info)
-        self._batch = self._places(batch)
-        self._calls = [self._call(op) for op in ops]
-        self._info = {n: self._reader(value) for n, value in recording.info.items()}
-        self._homes = {b.home: b for b in buffers(ops, recording.info) if b.home}
+        self._native: Any = getattr(kernels.lowerings, "native", None)
+        made = Made(recording.ops, recording.info, kernels)
+        self._batch = {n: a.copy() for n, a in inputs(batch).items() if isinstance(a, np.ndarray)}
+        self._at: dict[Buffer, np.ndarray] = {b: flat(a) for b, a in made.constants.items()}
+        self._homes = state.arrays() | self._batch
+        self._arena = self._allocated(made)
+        read = [ref for part in (*made.before, *made.parts) for ref in touched(part)]
+        read += leaves(made.info, Ref)
+        objects = {ref.buffer for ref in read if ref.kind == "object"}
+        objects |= set(made.numbers.moving.values())
+        self._given = {b.home: b for b in objects if b.home}
+        self._numbers = {
+            whole: np.array(values or [0], np.int64 if whole else np.float64)
+            for whole, values in made.numbers.values.items()
+        }
+        self._moving = [
+            (self._numbers[cell.whole], cell.at, b) for cell, b in made.numbers.moving.items()
+        ]
+        self._before = [self._call(op) for op in made.before]
+        self.calls = self._bound(made.parts)
+        self._info = {n: self._reader(value) for n, value in made.info.items()}
 
     def of(self, state: State) -> bool:
         """Whether it runs on this state."""
@@ -46,76 +82,119 @@ class Program:
 
     def __call__(self, step: int, settings: tuple[float, ...], batch: Batch) -> dict[str, Any]:
         """A step; what it reports."""
+        objects, given = self._objects, self._given
         for name, value in inputs(batch).items():
             if name in self._batch:
                 self._batch[name][...] = value
-            elif name in self._homes:
-                self._objects[self._homes[name]] = value
+            elif name in given:
+                objects[given[name]] = value
         for name, value in zip(("step", *SETTINGS), (step, *settings), strict=True):
-            if name in self._homes:
-                self._objects[self._homes[name]] = value
-        for call in self._calls:
+            if name in given:
+                objects[given[name]] = value
+        for call in self._before:
+            call()
+        for numbers, i, b in self._moving:
+            numbers[i] = objects[b]
+        for call in self.calls:
             call()
         return {n: read() for n, read in self._info.items()}
 
-    # -- binding -----------------------------------------------------------------------------------
-    def _places(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Fixed memory for the arrays of a batch."""
-        made = {n: a.copy() for n, a in inputs(batch).items() if isinstance(a, np.ndarray)}
-        self._memory |= made
-        return made
+    # -- memory ------------------------------------------------------------------------------------
+    def _allocated(self, made: Made) -> np.ndarray:
+        size, at = plan(made.parts, made.info)
+        arena = np.zeros(size + LINE, np.uint8)
+        base = -address(arena) % LINE
+        for b, start in at.items():
+            if b not in self._at:
+                self._at[b] = arena[base + start : base + start + b.nbytes]
+        return arena
+
+    def _bytes(self, b: Buffer) -> np.ndarray:
+        if b not in self._at:
+            self._at[b] = flat(self._homes[b.home])
+        return self._at[b]
 
     def view(self, ref: Ref) -> np.ndarray:
         """The array that a ref names."""
-        b = ref.buffer
-        if b.at is None:
-            b.at = self._memory[b.home].reshape(-1).view(np.uint8)
-        return np.ndarray(ref.shape, ref.dtype, b.at, ref.offset, ref.strides)
+        return np.ndarray(ref.shape, ref.dtype, self._bytes(ref.buffer), ref.offset, ref.strides)
 
     def _reader(self, item: Any) -> Callable[[], Any]:
         """A function that gives the value of a nest of refs now."""
         if isinstance(item, Ref):
             if item.kind == "object":
-                objects, b = self._objects, item.buffer
-                return lambda: objects[b]
+                return partial(self._objects.__getitem__, item.buffer)
             view = self.view(item)
             if item.kind == "scalar":
-                return lambda: view[()]
-            return lambda: view.copy(order="K")
+                return partial(view.__getitem__, ())
+            return partial(view.copy, order="K")
         if leaves(item, Ref):
             return lambda: mapped(lambda ref: self._reader(ref)(), Ref, item)
         return lambda: item
+
+    # -- calls -------------------------------------------------------------------------------------
+    def _bound(self, parts: list[Any]) -> list[Callable[[], Any]]:
+        calls: list[Callable[[], Any]] = []
+        rows: list[list[int]] = []
+        for part in [*parts, None]:
+            if isinstance(part, Row):
+                rows.append([part.kernel.address, *map(self._word, part.words)])
+                continue
+            if rows:
+                calls.append(self._run(rows))
+                rows = []
+            if part is not None:
+                calls.append(self._loop(part) if isinstance(part, Body) else self._call(part))
+        return calls
+
+    def _run(self, rows: list[list[int]]) -> Callable[[], Any]:
+        """Native calls, all in one."""
+        code = np.zeros((len(rows), self._native.WIDTH), np.int64)
+        for words, row in zip(code, rows, strict=True):
+            words[: len(row)] = row
+        return partial(self._native.run, code)
+
+    def _word(self, word: Any) -> int:
+        if isinstance(word, Ref):
+            return address(self._bytes(word.buffer)) + word.offset
+        if isinstance(word, Cell):
+            return address(self._numbers[word.whole]) + 8 * word.at
+        return int(word)
 
     def _argument(self, item: Any) -> Any:
         """Views in the place of arrays; other refs stay, to be read at each call."""
         return mapped(lambda r: self.view(r) if r.kind == "array" else r, Ref, item)
 
-    def _call(self, op: Op) -> Callable[[], None]:
-        if isinstance(op, Loop):
-            return self._loop(op)
+    def _call(self, op: Op) -> Callable[[], Any]:
         fn, args, kwargs = op.fn, self._argument(op.args), self._argument(op.kwargs)
-        keep = self._keeper(op.outs)
         changing = leaves((args, kwargs), Ref)
+        if not changing and (direct := self._direct(op, args, kwargs)):
+            return direct
+        keep = self._keeper(op.outs)
         if not changing:
             return lambda: keep(fn(*args, **kwargs))
-        read = {ref.buffer: self._reader(ref) for ref in changing}
+        read = {ref: self._reader(ref) for ref in changing}
 
         def now(ref: Ref) -> Any:
-            return read[ref.buffer]()
+            return read[ref]()
 
         return lambda: keep(fn(*mapped(now, Ref, args), **mapped(now, Ref, kwargs)))
+
+    def _direct(self, op: Op, args: tuple[Any, ...], kwargs: dict) -> Callable[[], Any] | None:
+        """A call that puts its result where it belongs by itself."""
+        fn: Any = UFUNCS.get(op.fn, op.fn) if isinstance(op.fn, Hashable) else op.fn
+        places = [out for out in op.outs if out is not None]
+        if not places:
+            return partial(fn, *args, **kwargs)
+        one = isinstance(fn, np.ufunc) and fn.nout == len(op.outs) == 1 and not kwargs
+        if one and places[0].kind == "array":
+            return partial(fn, *args, out=self.view(places[0]))
+        return None
 
     def _keeper(self, outs: list[Ref | None]) -> Callable[[Any], None]:
         """A function that puts a result where it belongs."""
         objects = self._objects
-        if not any(out is not None for out in outs):
-            return lambda result: None
-        if len(outs) == 1:
-            (out,) = outs
-            assert out is not None
-            if out.kind == "object":
-                b = out.buffer
-                return lambda result: objects.__setitem__(b, result)
+        if len(outs) == 1 and outs[0] is not None and outs[0].kind == "object":
+            return partial(objects.__setitem__, outs[0].buffer)
         places = [None if out is None or out.kind == "object" else self.view(out) for out in outs]
 
         def keep(result: Any) -> None:
@@ -127,20 +206,25 @@ class Program:
 
         return keep
 
-    def _loop(self, op: Loop) -> Callable[[], None]:
-        calls = [self._call(inner) for inner in op.ops]
-        first, changed = self._reader(op.args[0]), self._reader(op.changed)
-        objects, (sweeps, change) = self._objects, op.outs
+    def _loop(self, body: Body) -> Callable[[], None]:
+        calls, loop = self._bound(body.parts), body.loop
+        first, changed = self._reader(loop.args[0]), self._reader(loop.changed)
+        objects, (sweeps, change) = self._objects, loop.outs
 
-        def loop() -> None:
+        def run() -> None:
             n, found = 1, float(first())
-            while n < op.steps and found >= op.tol:
+            while n < loop.steps and found >= loop.tol:
                 for call in calls:
                     call()
                 n, found = n + 1, float(changed())
             objects[sweeps.buffer], objects[change.buffer] = n, found
 
-        return loop
+        return run
+
+
+def flat(a: np.ndarray) -> np.ndarray:
+    """The memory of an array without gaps, as bytes."""
+    return np.ndarray(a.nbytes, np.uint8, a)
 
 
 def results(result: Any) -> list[Any]:
@@ -148,79 +232,3 @@ def results(result: Any) -> list[Any]:
     if isinstance(result, (tuple, list)):
         return [part for item in result for part in results(item)]
     return [] if result is None else [result]
-
-
-# ---- passes -------------------------------------------------------------------------------------
-
-
-def needed(ops: list[Op], info: dict[str, Any]) -> list[Op]:
-    """The operations that the state or the report depends on."""
-    wanted = {ref.buffer for ref in leaves(info, Ref)}
-    kept = []
-    for op in reversed(ops):
-        made = [ref.buffer for ref in (*op.outs, *op.writes) if ref is not None]
-        if any(b in wanted or b.home for b in made):
-            kept.append(op)
-            wanted |= {ref.buffer for ref in op.reads()}
-    return kept[::-1]
-
-
-def touched(op: Op) -> list[Ref]:
-    """Every ref of an operation, and of those it repeats."""
-    own = [*op.reads(), *op.writes, *(out for out in op.outs if out is not None)]
-    return own + [r for inner in (op.ops if isinstance(op, Loop) else []) for r in touched(inner)]
-
-
-def buffers(ops: list[Op], info: dict[str, Any]) -> set[Buffer]:
-    """Every buffer in use."""
-    refs = [ref for op in ops for ref in touched(op)] + leaves(info, Ref)
-    return {ref.buffer for ref in refs}
-
-
-def plan(ops: list[Op], info: dict[str, Any]) -> np.ndarray:
-    """Memory for the step's own buffers: two that are never in use together may share it."""
-    first: dict[Buffer, int] = {}
-    last: dict[Buffer, int] = {}
-    for i, op in enumerate(ops):
-        for ref in touched(op):
-            first.setdefault(ref.buffer, i)
-            last[ref.buffer] = i
-    for ref in leaves(info, Ref):
-        last[ref.buffer] = len(ops)
-    begin: dict[int, list[Buffer]] = {}
-    for b, i in first.items():
-        b.at = None
-        if not b.home and b.nbytes:
-            begin.setdefault(i, []).append(b)
-    free: list[tuple[int, int]] = []  # (start, end), in order, none adjacent
-    ends: dict[int, list[tuple[int, int]]] = {}
-    top, at = 0, {}
-    for i in range(len(ops)):
-        for b in begin.get(i, []):
-            size = -(-b.nbytes // LINE) * LINE
-            fit = next((j for j, (lo, hi) in enumerate(free) if hi - lo >= size), None)
-            if fit is None:
-                start, top = top, top + size
-            else:
-                start, end = free.pop(fit)
-                if start + size < end:
-                    free.insert(fit, (start + size, end))
-            at[b] = start
-            ends.setdefault(last[b], []).append((start, start + size))
-        for block in ends.get(i, []):
-            free = _joined(sorted([*free, block]))
-    arena = np.zeros(top + LINE, np.uint8)
-    base = -arena.__array_interface__["data"][0] % LINE
-    for b, start in at.items():
-        b.at = arena[base + start : base + start + b.nbytes]
-    return arena
-
-
-def _joined(blocks: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-    for lo, hi in blocks:
-        if found and found[-1][1] == lo:
-            found[-1] = (found[-1][0], hi)
-        else:
-            found.append((lo, hi))
-    return found

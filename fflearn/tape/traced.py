@@ -8,6 +8,7 @@ is that memory seen through another `Ref`.
 
 from __future__ import annotations
 
+import math
 import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -58,6 +59,16 @@ class Ref(NamedTuple):
     shape: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
     dtype: Any = None
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
 
     def same(self, other: Ref) -> bool:
         """Whether both name the same place in two recordings of a step."""

@@ -6,8 +6,6 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from fflearn.base import LayerView, Settled, Signals, Update
 from fflearn.bus import Bus, live_bytes
 from fflearn.errors import RecordError
@@ -107,7 +105,7 @@ class TapeBus(Bus):
         if steps > 1:
             moved = self._moved(bottom, top)
             places = self._settled_in(moved)
-            values = [copied(place.whole._value) for place in places]
+            values = [place.whole._value.copy() for place in places]
             counted = self._counts()
             loop, outside = Loop(change._ref, steps, tol), rec.ops
             rec.ops, start = loop.ops, rec.count
@@ -162,7 +160,7 @@ class TapeBus(Bus):
         """A place of its own for each group, with what its slots hold now."""
         slots, places = self._slots(), []
         for group in moved:
-            whole = self._rec.call(copied, self._rec.whole(slots[group[0]]))
+            whole = self._rec.whole(slots[group[0]]).copy()
             places.append(Place(whole, {at: self._rec.inner(whole, slots[at]) for at in group}))
         self._fill(places)
         return places
@@ -177,7 +175,7 @@ class TapeBus(Bus):
             if new._ref.buffer is not place.whole._ref.buffer:
                 whole, held = rec.whole(new), new._ref.buffer.index in homes
                 # What another place holds is copied before that is written to.
-                moved.append((place.whole, rec.call(copied, whole) if held else whole))
+                moved.append((place.whole, whole.copy() if held else whole))
         for home, value in moved:
             home[...] = value
         self._fill(places)
@@ -207,11 +205,6 @@ class TapeBus(Bus):
     def _restore(self, counts: dict[str, Any]) -> None:
         if self.ledger is not None:
             vars(self.ledger).update(counts)
-
-
-def copied(a: np.ndarray) -> np.ndarray:
-    """The array by itself, its axes in the same order."""
-    return a.copy(order="K")
 
 
 def float_of(a: Any) -> float:
