@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fflearn.gpu.launch import Launcher, Simulator
+from fflearn.gpu.scalars import THREADS
 
 
 class CupyDevice:
@@ -20,14 +21,26 @@ class CupyDevice:
         Which GPU, as CUDA numbers them.
     precision : str
         Of float32 products: "" (float32), "tf32" or "bf16".
+
+    Attributes
+    ----------
+    grid : tuple of (int, int)
+        Blocks of an elementwise kernel, at most, and threads of one.
+    small : int
+        Products of at most so many multiplications are made by a kernel of our own.
+    direct : bool
+        Whether convolutions are: cuBLAS has the tensor cores, and needs the patches stored.
     """
+
+    small = 1 << 20
+    grid = 1056, THREADS  # 8 blocks for each of 132 multiprocessors
 
     def __init__(self, index: int = 0, precision: str = ""):
         import cupy
 
         from fflearn.gpu.blas import Blas
 
-        self.xp, self._cupy, self.index = cupy, cupy, index
+        self.xp, self._cupy, self.index, self.direct = cupy, cupy, index, not precision
         self._device = cupy.cuda.Device(index)
         with self._device:
             # Not "non_blocking": what a user reads on CUDA's default stream waits for the step.
@@ -45,15 +58,6 @@ class CupyDevice:
         """A copy in NumPy's memory."""
         return self._cupy.asnumpy(a)
 
-    def side(self, a: Any) -> Any:
-        """Side data, dense or sparse."""
-        with self.here():
-            if not hasattr(a, "tocsr"):
-                return self._cupy.asarray(a)
-            from cupyx.scipy.sparse import csr_matrix
-
-            return csr_matrix(a.tocsr())
-
     def special(self, name: str, a: Any) -> Any:
         """A special function of SciPy's, elementwise."""
         from cupyx.scipy import special
@@ -62,12 +66,17 @@ class CupyDevice:
 
 
 class SimulatedDevice:
-    """No GPU: NumPy's arrays, and kernels in Numba's simulator (NUMBA_ENABLE_CUDASIM=1)."""
+    """No GPU: NumPy's arrays, and kernels in Numba's simulator (NUMBA_ENABLE_CUDASIM=1).
+
+    ``small``, ``direct`` and ``grid`` as of `CupyDevice`: by default NumPy makes all products, and
+    few threads do the rest, since the simulator is slow.
+    """
 
     xp = np
+    grid = 2, 3
 
-    def __init__(self) -> None:
-        self.launch = Simulator()
+    def __init__(self, small: int = 0, direct: bool = False) -> None:
+        self.launch, self.small, self.direct = Simulator(), small, direct
 
     def here(self) -> Any:
         """Nothing has to be current."""
@@ -76,10 +85,6 @@ class SimulatedDevice:
     def host(self, a: Any) -> np.ndarray:
         """The array itself."""
         return np.asarray(a)
-
-    def side(self, a: Any) -> Any:
-        """Side data, as they are."""
-        return a
 
     def special(self, name: str, a: Any) -> Any:
         """A special function of SciPy's, elementwise."""
@@ -99,7 +104,12 @@ class SimulatedDevice:
         b: Any,
         beta: Any,
         c: Any,
+        batch: tuple[int, int, int, int] = (1, 0, 0, 0),
     ) -> None:
         """c = alpha op(a) op(b) + beta c, as `fflearn.gpu.blas.Blas.gemm`."""
-        a, b = a.reshape((k, m) if ta else (m, k)), b.reshape((n, k) if tb else (k, n))
-        c[...] = alpha * ((a.T if ta else a) @ (b.T if tb else b)) + (beta * c if beta else 0)
+        a, b = (
+            a.reshape((-1, k, m) if ta else (-1, m, k)),
+            b.reshape((-1, n, k) if tb else (-1, k, n)),
+        )
+        made = np.matmul(a.swapaxes(1, 2) if ta else a, b.swapaxes(1, 2) if tb else b)
+        c[...] = alpha * made.reshape(c.shape) + (beta * c if beta else 0)

@@ -1,8 +1,8 @@
 """The CUDA kernels, in Python: compiled for a GPU, or run in Numba's simulator without one.
 
 Every array is a flat pointer, rows one after the other.  `table` makes the kernels for float32 or
-float64: ``real`` is that type, so that no number is widened on the way.  Row kernels give a row
-to a block and add in a fixed order, so that the same input has the same bits in every run.
+float64.  Row kernels give a row to a block and add in a fixed order, so that the same input has
+the same bits in every run.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 from numba import cuda, types
 from numba.extending import register_jitable
 
+from fflearn.gpu import columns, images, products
+from fflearn.gpu.scalars import IDENTITY, THREADS, functions
 from fflearn.kernels import scalars
 
-THREADS = 128  # of a block: a power of 2, as the sums over a block need
-IDENTITY, RELU, HARDSIGMOID, TANH, SIGMOID, GELU = range(6)
 SSQ, NEG_SSQ, MSQ, L2, LIN = range(5)
 LR, DECAY, PROGRESS = range(3)  # of the settings in the device's memory
 
@@ -52,57 +52,35 @@ def box_muller(w0, w1):
 @functools.cache
 def table(real: Any) -> dict[str, tuple[Callable[..., None], str]]:
     """Kernels by name, with the letters of their arguments (see `fflearn.gpu.launch`)."""
-    T = types.float32 if real is np.float32 else types.float64
-    zero, half, one = real(0), real(0.5), real(1)
-    root_half, of_gauss = real(math.sqrt(0.5)), real(1 / math.sqrt(2 * math.pi))
+    f = functions(real)
+    T, zero, half = f.T, f.zero, f.half
+    act1, slope1, sigmoid, softplus = f.act, f.slope, f.sigmoid, f.softplus
 
-    # ---- scalars --------------------------------------------------------------------------------
-    @register_jitable
-    def sigmoid(a):
-        e = math.exp(-abs(a))  # never overflows
-        return (one if a >= zero else e) / (one + e)
-
-    @register_jitable
-    def normal_cdf(a):
-        return half * math.erfc(-a * root_half)
-
-    @register_jitable
-    def act1(a, kind):
-        if kind == RELU:
-            return a if not a <= zero else zero  # NaN passes through
-        if kind == HARDSIGMOID:
-            return zero if a <= zero else (min(one, a))
-        if kind == TANH:
-            return math.tanh(a)
-        if kind == SIGMOID:
-            return sigmoid(a)
-        if kind == GELU:
-            return a * normal_cdf(a)
-        return a
-
-    @register_jitable
-    def slope1(a, y, kind):
-        if kind == RELU:
-            return one if a > zero else zero
-        if kind == HARDSIGMOID:
-            return one if a > zero and a < one else zero
-        if kind == TANH:
-            return one - y * y
-        if kind == SIGMOID:
-            return y * (one - y)
-        if kind == GELU:
-            return normal_cdf(a) + a * math.exp(-half * a * a) * of_gauss
-        return one
-
+    # ---- over a block (here, since the simulator reaches into no other module) -------------------
     @register_jitable
     def total(partial, t, value):
-        """The sum of one value per thread, known to all of them."""
+        """The sum of one value per thread, known to all of them; always in the same order."""
         partial[t] = value
         cuda.syncthreads()
         k = THREADS // 2
         while k > 0:
             if t < k:
                 partial[t] += partial[t + k]
+            cuda.syncthreads()
+            k //= 2
+        found = partial[0]
+        cuda.syncthreads()
+        return found
+
+    @register_jitable
+    def highest(partial, t, value):
+        """The largest of one value per thread, known to all of them."""
+        partial[t] = value
+        cuda.syncthreads()
+        k = THREADS // 2
+        while k > 0:
+            if t < k:
+                partial[t] = max(partial[t], partial[t + k])
             cuda.syncthreads()
             k //= 2
         found = partial[0]
@@ -134,7 +112,7 @@ def table(real: Any) -> dict[str, tuple[Callable[..., None], str]]:
         for i in range(cuda.grid(1), n, cuda.gridsize(1)):
             slope = -phase[i] / temperature
             u = slope * (g[i] - theta)
-            loss[i] = (max(zero, u)) + math.log1p(math.exp(-abs(u)))
+            loss[i] = softplus(u)
             dg[i] = slope * sigmoid(u)
 
     def goodness_vjp(dg, g, y, dy, n, cols, kind, factor):
@@ -191,22 +169,87 @@ def table(real: Any) -> dict[str, tuple[Callable[..., None], str]]:
                 s = math.sqrt(s)
             g[cuda.blockIdx.x] = s
 
-    # ---- rows of few numbers: a thread each -----------------------------------------------------------
-    def softmax_ce(z, target, loss, error, rows, cols):
-        for i in range(cuda.grid(1), rows, cuda.gridsize(1)):
-            row = i * cols
-            top = z[row]
-            for j in range(1, cols):
-                top = max(top, z[row + j])
-            s = zero
-            for j in range(cols):
-                s += math.exp(z[row + j] - top)
-            log_s, value = math.log(s), zero
-            for j in range(cols):
-                d = z[row + j] - top
-                value += target[row + j] * (log_s - d)
-                error[row + j] = math.exp(d) / s - target[row + j]
-            loss[i] = value
+    def softmax(z, y, cols):
+        partial = cuda.shared.array(THREADS, T)
+        row, t = cuda.blockIdx.x * cols, cuda.threadIdx.x
+        top, s = z[row], zero
+        for j in range(t, cols, THREADS):
+            top = max(top, z[row + j])
+        top = highest(partial, t, top)
+        for j in range(t, cols, THREADS):
+            s += math.exp(z[row + j] - top)
+        s = total(partial, t, s)
+        for j in range(t, cols, THREADS):
+            y[row + j] = math.exp(z[row + j] - top) / s
+
+    def softmax_ce(z, target, loss, error, cols):
+        partial = cuda.shared.array(THREADS, T)
+        row, t = cuda.blockIdx.x * cols, cuda.threadIdx.x
+        top, s, value = z[row], zero, zero
+        for j in range(t, cols, THREADS):
+            top = max(top, z[row + j])
+        top = highest(partial, t, top)
+        for j in range(t, cols, THREADS):
+            s += math.exp(z[row + j] - top)
+        s = total(partial, t, s)
+        log_s = math.log(s)
+        for j in range(t, cols, THREADS):
+            d = z[row + j] - top
+            value += target[row + j] * (log_s - d)
+            error[row + j] = math.exp(d) / s - target[row + j]
+        value = total(partial, t, value)
+        if t == 0:
+            loss[cuda.blockIdx.x] = value
+
+    def row_loss(y, target, loss, error, cols, binary):
+        """Half the squares of y - target added up, or the binary cross-entropies of logits y."""
+        partial = cuda.shared.array(THREADS, T)
+        row, t, s = cuda.blockIdx.x * cols, cuda.threadIdx.x, zero
+        for j in range(t, cols, THREADS):
+            v, wanted = y[row + j], target[row + j]
+            if binary:
+                s += max(v, zero) - v * wanted + math.log1p(math.exp(-abs(v)))
+                error[row + j] = sigmoid(v) - wanted
+            else:
+                d = v - wanted
+                s += half * d * d
+                error[row + j] = d
+        s = total(partial, t, s)
+        if t == 0:
+            loss[cuda.blockIdx.x] = s
+
+    def standardize_rows(x, n, mean, var, cols, eps, center):
+        partial = cuda.shared.array(THREADS, types.float64)
+        row, t = cuda.blockIdx.x * cols, cuda.threadIdx.x
+        m = zero
+        if center:
+            s = 0.0
+            for j in range(t, cols, THREADS):
+                s += np.float64(x[row + j])
+            m = real(total(partial, t, s) / cols)
+        s = 0.0
+        for j in range(t, cols, THREADS):
+            d = x[row + j] - m
+            s += np.float64(d * d)
+        v = real(total(partial, t, s) / cols)
+        r = math.sqrt(v + eps)
+        for j in range(t, cols, THREADS):
+            n[row + j] = (x[row + j] - m) / r
+        if t == 0:
+            mean[cuda.blockIdx.x], var[cuda.blockIdx.x] = m, v
+
+    def standardize_rows_vjp(dn, n, var, dx, cols, eps, center):
+        partial = cuda.shared.array(THREADS, types.float64)
+        row, t = cuda.blockIdx.x * cols, cuda.threadIdx.x
+        s, along = 0.0, 0.0
+        for j in range(t, cols, THREADS):
+            s += np.float64(dn[row + j])
+            along += np.float64(dn[row + j] * n[row + j])
+        m = real(total(partial, t, s) / cols) if center else zero
+        a = real(total(partial, t, along) / cols)
+        r = math.sqrt(var[cuda.blockIdx.x] + eps)
+        for j in range(t, cols, THREADS):
+            dx[row + j] = (dn[row + j] - n[row + j] * a - m) / r
 
     # ---- optimizers, in place: settings are read when the kernel runs --------------------------------
     def sgd(w, g, m, n, live, rate, decays, momentum, kept):
@@ -254,67 +297,36 @@ def table(real: Any) -> dict[str, tuple[Callable[..., None], str]]:
 
     # ---- random numbers -----------------------------------------------------------------------------
     def words(static, counter, out, n):
-        w = block_words(np.uint64(cuda.grid(1)), static, counter[0])
-        i = 4 * cuda.grid(1)
-        for j in range(4):
-            if i + j < n:
-                out[i + j] = w[j]
+        for block in range(cuda.grid(1), (n + 3) // 4, cuda.gridsize(1)):
+            w = block_words(np.uint64(block), static, counter[0])
+            for j in range(4):
+                if 4 * block + j < n:
+                    out[4 * block + j] = w[j]
 
     def uniform(static, counter, out, n):
-        w = block_words(np.uint64(cuda.grid(1)), static, counter[0])
         if real is np.float32:
-            i = 4 * cuda.grid(1)
-            for j in range(4):
-                if i + j < n:
-                    out[i + j] = unit32(w[j])
+            for block in range(cuda.grid(1), (n + 3) // 4, cuda.gridsize(1)):
+                w = block_words(np.uint64(block), static, counter[0])
+                for j in range(4):
+                    if 4 * block + j < n:
+                        out[4 * block + j] = unit32(w[j])
         else:
-            i = 2 * cuda.grid(1)
-            if i < n:
-                out[i] = unit64(w[0], w[1])
-            if i + 1 < n:
-                out[i + 1] = unit64(w[2], w[3])
+            for block in range(cuda.grid(1), (n + 1) // 2, cuda.gridsize(1)):
+                w = block_words(np.uint64(block), static, counter[0])
+                out[2 * block] = unit64(w[0], w[1])
+                if 2 * block + 1 < n:
+                    out[2 * block + 1] = unit64(w[2], w[3])
 
     def normal(static, counter, out, n):
-        w = block_words(np.uint64(cuda.grid(1)), static, counter[0])
-        i = 4 * cuda.grid(1)
-        for pair in range(2):
-            at = i + 2 * pair
-            if at < n:
-                first, second = box_muller(w[2 * pair], w[2 * pair + 1])
-                out[at] = first
-                if at + 1 < n:
-                    out[at + 1] = second
-
-    # ---- images, channels last ------------------------------------------------------------------------
-    def im2col(x, cols, n, h, w, c, oh, ow, k, stride, padding):
-        """The pixels under each patch side by side: n is the number of numbers in cols."""
-        for i in range(cuda.grid(1), n, cuda.gridsize(1)):
-            channel = i % c
-            tap = (i // c) % (k * k)
-            place = i // (c * k * k)
-            row = (place // ow) % oh * stride - padding + tap // k
-            col = place % ow * stride - padding + tap % k
-            inside = row >= 0 and row < h and col >= 0 and col < w
-            at = ((place // (ow * oh) * h + row) * w + col) * c + channel
-            cols[i] = x[at] if inside else zero
-
-    def col2im(cols, x, n, h, w, c, oh, ow, k, stride, padding):
-        """The adjoint of `im2col`: each pixel gathers from the patches that hold it."""
-        for i in range(cuda.grid(1), n, cuda.gridsize(1)):
-            channel = i % c
-            col = (i // c) % w + padding
-            row = (i // (c * w)) % h + padding
-            image = i // (c * w * h)
-            s = zero
-            for ki in range(k):
-                for kj in range(k):
-                    oi, oj = row - ki, col - kj
-                    if oi >= 0 and oj >= 0 and oi % stride == 0 and oj % stride == 0:
-                        oi, oj = oi // stride, oj // stride
-                        if oi < oh and oj < ow:
-                            at = ((image * oh + oi) * ow + oj) * k * k + ki * k + kj
-                            s += cols[at * c + channel]
-            x[i] = s
+        for block in range(cuda.grid(1), (n + 3) // 4, cuda.gridsize(1)):
+            w = block_words(np.uint64(block), static, counter[0])
+            for pair in range(2):
+                at = 4 * block + 2 * pair
+                if at < n:
+                    first, second = box_muller(w[2 * pair], w[2 * pair + 1])
+                    out[at] = first
+                    if at + 1 < n:
+                        out[at + 1] = second
 
     return {
         "bias_act": (bias_act, "ppppiiiii"),
@@ -325,7 +337,9 @@ def table(real: Any) -> dict[str, tuple[Callable[..., None], str]]:
         "normalize": (normalize, "ppiff"),
         "normalize_vjp": (normalize_vjp, "ppppiff"),
         "goodness": (goodness, "ppii"),
-        "softmax_ce": (softmax_ce, "ppppii"),
+        "softmax": (softmax, "ppi"),
+        "softmax_ce": (softmax_ce, "ppppi"),
+        "row_loss": (row_loss, "ppppii"),
         "sgd": (sgd, "pppiDddfi"),
         "adam_scales": (adam_scales, "DUdddD"),
         "adam": (adam, "ppppiDDddiffff"),
@@ -335,6 +349,9 @@ def table(real: Any) -> dict[str, tuple[Callable[..., None], str]]:
         "words": (words, "uUWi"),
         "uniform": (uniform, "uUpi"),
         "normal": (normal, "uUpi"),
-        "im2col": (im2col, "ppiiiiiiiii"),
-        "col2im": (col2im, "ppiiiiiiiii"),
+        "standardize_rows": (standardize_rows, "ppppifi"),
+        "standardize_rows_vjp": (standardize_rows_vjp, "ppppifi"),
+        **columns.table(real),
+        **images.table(real),
+        **products.table(real),
     }

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +24,15 @@ from numba import cuda, types
 from fflearn.gpu import kernels
 from fflearn.kernels.jit import cache_folder
 
-# One letter per argument: p, W, U and D point to reals, words, counters and float64; f is a real,
-# d a float64, u a 64-bit counter, i an index.
-_POINTERS = (("W", types.uint32), ("U", types.uint64), ("D", types.float64))
+# One letter per argument: p, D, W, U, I and B point to reals, float64, words, counters, indices and
+# bytes; f is a real, d a float64, u a 64-bit counter, i an index.
+_POINTERS = (
+    ("D", types.float64),
+    ("W", types.uint32),
+    ("U", types.uint64),
+    ("I", types.int32),
+    ("B", types.uint8),
+)
 _NUMBERS = (("d", types.float64), ("u", types.uint64), ("i", types.int64))
 
 
@@ -124,11 +131,22 @@ class Simulator:
 
     def __call__(self, name: str, real: Any, blocks: int, threads: int, args: tuple) -> None:
         """Run ``blocks`` x ``threads`` of a kernel."""
+        from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
         function, letters = kernels.table(real)[name]
         kernel = self._made.setdefault((name, real), cuda.jit(function))
         casts = _casts(letters, real)
-        flat = [a.reshape(-1) if c is None else c(a) for c, a in zip(casts, args, strict=True)]
-        kernel[blocks, threads](*flat)
+        # Wrapped by hand: an array given as it is would be copied, once for each argument that it is.
+        flat = [
+            FakeCUDAArray(a.reshape(-1)) if c is None else c(a)
+            for c, a in zip(casts, args, strict=True)
+        ]
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-4)  # its threads wait for each other by asking again and again
+        try:
+            kernel[blocks, threads](*flat)
+        finally:
+            sys.setswitchinterval(before)
 
 
 def _casts(letters: str, real: Any) -> list[Any]:

@@ -17,19 +17,23 @@ import numpy as np
 
 from fflearn import random
 from fflearn.errors import RecordError
+from fflearn.gpu import columns, scalars
 from fflearn.gpu import kernels as cuda
-from fflearn.gpu.kernels import THREADS
+from fflearn.gpu.columns import WIDE
+from fflearn.gpu.images import SIDE, SQUARE
+from fflearn.gpu.products import TILE
+from fflearn.gpu.scalars import THREADS
+from fflearn.gpu.sparse import Sparse
 from fflearn.kernels.patches import out_size
 from fflearn.kernels.reference import EPS, Array, Kernels, Product
 
-BLOCKS = 1056  # of an elementwise kernel, at most: 8 for each of 132 multiprocessors
 ACTS = {
-    "identity": cuda.IDENTITY,
-    "relu": cuda.RELU,
-    "hardsigmoid": cuda.HARDSIGMOID,
-    "tanh": cuda.TANH,
-    "sigmoid": cuda.SIGMOID,
-    "gelu": cuda.GELU,
+    "identity": scalars.IDENTITY,
+    "relu": scalars.RELU,
+    "hardsigmoid": scalars.HARDSIGMOID,
+    "tanh": scalars.TANH,
+    "sigmoid": scalars.SIGMOID,
+    "gelu": scalars.GELU,
 }
 GOODNESS = {
     "ssq": cuda.SSQ,
@@ -38,7 +42,8 @@ GOODNESS = {
     "l2": cuda.L2,
     "lin": cuda.LIN,
 }
-FEW = 64  # columns that one thread goes through by itself
+BYTE = 16  # the side of the largest patch whose taps fit in a byte
+CHUNK = 256  # rows that a block adds up, where there are enough to divide
 
 
 @dataclass(frozen=True)
@@ -109,12 +114,12 @@ class CudaKernels(Kernels):
         self._made.clear()
         if (step, progress, lr, weight_decay) != self._known:
             numbers = lr, weight_decay, progress, step
-            self._launch("settle", np.float64, 1, self.live, self.counter, *numbers)
+            self._once_only("settle", np.float64, self.live, self.counter, *numbers)
         self._known = (step, progress, lr, weight_decay)
 
     def advance(self) -> None:
         """Count a step, on the device."""
-        self._launch("advance", np.float64, 1, self.counter)
+        self._once_only("advance", np.float64, self.counter)
         self.advanced()
 
     def advanced(self) -> None:
@@ -138,7 +143,8 @@ class CudaKernels(Kernels):
 
     def side(self, a: Any) -> Any:
         if id(a) not in self._sides:  # kept with the original, whose name it has for that long
-            self._sides[id(a)] = a, self.device.side(a)
+            placed = Sparse(self, a.tocsr()) if hasattr(a, "tocsr") else self.asarray(a)
+            self._sides[id(a)] = a, placed
         return self._sides[id(a)][1]
 
     def sum_by_id(self, ids: Array, rows: Array, n: int) -> Array:
@@ -165,8 +171,10 @@ class CudaKernels(Kernels):
     def dense(
         self, x: Array, W: Array, b: Array | None, act: str, noise: Array | None = None
     ) -> tuple[Array, Array]:
-        a = self.matmul(x, W)
-        return self._finished(a, b, act, noise)
+        given = [v for v in (x, W, b, noise) if v is not None]
+        if _fast(x, W) and _real(*given) and self._is_small(len(x), *W.shape) and act in ACTS:
+            return self._small(False, False, x, W, act=act, b=b, noise=noise)
+        return self._finished(self.matmul(x, W), b, act, noise)
 
     def formed(self, g: Array | Product) -> Array:
         if not isinstance(g, Product):
@@ -176,8 +184,7 @@ class CudaKernels(Kernels):
     def colmean(self, da: Array, n: float) -> Array:
         if not _fast(da):
             return super().colmean(da, n)
-        ones = self._filled(1.0, len(da), da.dtype)
-        return self._product(False, False, ones[None], da, 1 / float(n))[0]
+        return self._column_sums(da, da, columns.PLAIN, 1 / float(n))
 
     # ---- activations ------------------------------------------------------------------------------
     def act(self, a: Array, kind: str) -> Array:
@@ -216,14 +223,32 @@ class CudaKernels(Kernels):
         self._rows("normalize_vjp", x, *rows, dx, x.shape[1], _share(x, kind), EPS)
         return dx
 
+    def softmax(self, z: Array) -> Array:
+        if not z.ndim or not z.size or not _real(z):
+            return super().softmax(z)
+        y, cols = self.xp.empty(z.shape, z.dtype), z.shape[-1]
+        self._blocks("softmax", z, z.size // cols, _plain(self, z), y, cols)
+        return y
+
     def softmax_ce(self, logits: Array, target: Array) -> tuple[Array, Array]:
-        fits = _fast(logits, target) and logits.shape == target.shape
-        if not fits or logits.shape[1] > FEW:
+        if not _fast(logits, target) or logits.shape != target.shape:
             return super().softmax_ce(logits, target)
-        rows, cols = logits.shape
-        loss, error = self.xp.empty(rows, logits.dtype), self.xp.empty(logits.shape, logits.dtype)
-        given = _plain(self, logits), _plain(self, target)
-        self._launch("softmax_ce", logits.dtype.type, rows, *given, loss, error, rows, cols)
+        return self._loss("softmax_ce", logits, target)
+
+    def mse(self, y: Array, target: Array) -> tuple[Array, Array]:
+        if not _fast(y, target) or y.shape != target.shape:
+            return super().mse(y, target)
+        return self._loss("row_loss", y, target, False)
+
+    def bce(self, logits: Array, target: Array) -> tuple[Array, Array]:
+        if not _fast(logits, target) or logits.shape != target.shape:
+            return super().bce(logits, target)
+        return self._loss("row_loss", logits, target, True)
+
+    def _loss(self, kernel: str, y: Array, target: Array, *how: bool) -> tuple[Array, Array]:
+        loss, error = self.xp.empty(len(y), y.dtype), self.xp.empty(y.shape, y.dtype)
+        given = _plain(self, y), _plain(self, target)
+        self._rows(kernel, y, *given, loss, error, y.shape[1], *how)
         return loss, error
 
     def goodness(self, y: Array, kind: str) -> Array:
@@ -253,47 +278,212 @@ class CudaKernels(Kernels):
         self._each("logistic", g, *given, theta, temperature, loss, dg, g.size)
         return loss, dg
 
-    # ---- convolutions ---------------------------------------------------------------------------------
+    # ---- columns --------------------------------------------------------------------------------------
+    def standardize(
+        self, x: Array, axis: int, eps: float, center: bool = True
+    ) -> tuple[Array, Array, Array]:
+        if not _fast(x):
+            return super().standardize(x, axis, eps, center)
+        x, n, (rows, cols) = _plain(self, x), self.xp.empty(x.shape, x.dtype), x.shape
+        if axis:
+            mean, var = (self.xp.empty((rows, 1), x.dtype) for _ in "mv")
+            self._rows("standardize_rows", x, x, n, mean, var, cols, eps, center)
+            return n, mean, var
+        mean = self._filled(0.0, cols, x.dtype)
+        if center:
+            mean = self._column_sums(x, x, columns.PLAIN, 1 / rows)
+        var = self._column_sums(x, mean, columns.SQUARES, 1 / rows)
+        self._each("standardize_columns", x, x, mean, var, n, x.size, cols, eps)
+        return n, mean[None], var[None]
+
+    def standardize_vjp(
+        self, dn: Array, n: Array, var: Array, axis: int, eps: float, center: bool = True
+    ) -> Array:
+        if not _fast(dn, n, var) or dn.shape != n.shape:
+            return super().standardize_vjp(dn, n, var, axis, eps, center)
+        dn, n, var = (_plain(self, a) for a in (dn, n, var))
+        dx, (rows, cols) = self.xp.empty(n.shape, n.dtype), n.shape
+        if axis:
+            self._rows("standardize_rows_vjp", n, dn, n, var, dx, cols, eps, center)
+            return dx
+        mean = self._filled(0.0, cols, n.dtype)
+        if center:
+            mean = self._column_sums(dn, dn, columns.PLAIN, 1 / rows)
+        along = self._column_sums(dn, n, columns.TIMES, 1 / rows)
+        self._each("standardize_columns_vjp", n, dn, n, var, mean, along, dx, n.size, cols, eps)
+        return dx
+
+    def _column_sums(self, x: Array, y: Array, what: int, factor: float) -> Array:
+        """Sums of columns (see `fflearn.gpu.columns`) times a factor, (R, N) -> (N,)."""
+        x, y, (rows, cols) = _plain(self, x), _plain(self, y), x.shape
+        tiles = -(-cols // WIDE)
+        per = -(-rows // max(1, min(-(-rows // CHUNK), self.device.grid[0] // tiles)))
+        chunks = -(-rows // per)
+        out = self.xp.empty(cols, x.dtype)
+        # One block for all rows has nothing to leave to another.
+        partial = self.live if chunks == 1 else self.xp.empty(chunks * cols, np.float64)
+        numbers = rows, cols, per, what, factor
+        self._blocks("column_sums", x, tiles * chunks, x, y, partial, out, *numbers)
+        if chunks > 1:
+            self._each("column_finish", out, partial, out, chunks, cols, factor)
+        return out
+
+    # ---- images -----------------------------------------------------------------------------------------
     def conv(self, x: Array, W: Array, b: Array | None, stride: int, padding: int) -> Array:
-        if not _real(x, W) or W.shape[2] != x.shape[3]:
+        places = _places(x.shape, W.shape, stride, padding)
+        if not places or not _real(*(v for v in (x, W, b) if v is not None)):
             return super().conv(x, W, b, stride, padding)
-        cols, shape = self._im2col(x, len(W), stride, padding)
+        groups = x.shape[3] // W.shape[2]
+        if self._is_direct(groups):
+            out = self.xp.empty((*places, W.shape[3]), x.dtype)
+            bias = W if b is None else b
+            sizes = places[0] * places[1] * places[2], W.shape[3] // groups, W.size // W.shape[3]
+            shape = x.shape, W.shape, places, stride, padding
+            self._convolve("conv", x, W, bias, out, sizes, sizes[2], *shape, b is not None)
+            return out
+        cols = self._im2col(x, places, len(W), stride, padding)
         a = self.matmul(cols, W.reshape(-1, W.shape[3]))
-        return self._finished(a, b, "identity", None)[0].reshape(*shape, W.shape[3])
+        return self._finished(a, b, "identity", None)[0].reshape(*places, W.shape[3])
 
     def conv_weights(
         self, x: Array, da: Array, n: float, shape: tuple[int, ...], stride: int, padding: int
     ) -> Array:
-        if not _real(x, da) or shape[2] != x.shape[3]:
+        places = _places(x.shape, shape, stride, padding)
+        if not places or (*places, shape[3]) != da.shape or not _real(x, da):
             return super().conv_weights(x, da, n, shape, stride, padding)
-        cols, _ = self._im2col(x, shape[0], stride, padding)
+        groups = x.shape[3] // shape[2]
+        if self._is_direct(groups):
+            sizes = shape[0] ** 2 * shape[2], shape[3] // groups, da.size // shape[3]
+            # Parts of the places are added up apart, so that there is work for a whole GPU.
+            tiles = -(-sizes[0] // SIDE) * -(-sizes[1] // SIDE) * groups
+            per = -(
+                -sizes[2] // max(1, min(-(-sizes[2] // CHUNK), self.device.grid[0] // (2 * tiles)))
+            )
+            sums = self.xp.empty((-(-sizes[2] // per), sizes[0] * shape[3]), x.dtype)
+            given = x.shape, shape, places, stride, padding
+            self._convolve("conv_weights", x, da, da, sums, sizes, per, *given, False)
+            return self._column_sums(sums, sums, columns.PLAIN, 1 / float(n)).reshape(shape)
+        cols = self._im2col(x, places, shape[0], stride, padding)
         rows = da.reshape(-1, da.shape[3])
         return self._product(True, False, cols, rows, 1 / float(n)).reshape(shape)
 
     def conv_input(
         self, da: Array, W: Array, in_shape: tuple[int, ...], stride: int, padding: int
     ) -> Array:
-        if not _real(da, W) or W.shape[2] != in_shape[2]:
+        full = (len(da), *in_shape)
+        places = _places(full, W.shape, stride, padding)
+        if not places or (*places, W.shape[3]) != da.shape or not _real(da, W):
             return super().conv_input(da, W, in_shape, stride, padding)
+        x, groups = self.xp.empty(full, da.dtype), in_shape[2] // W.shape[2]
+        if self._is_direct(groups):
+            inner = W.size // (W.shape[2] * groups)
+            sizes = x.size // in_shape[2], W.shape[2], inner
+            given = full, W.shape, places, stride, padding
+            self._convolve("conv_input", da, W, W, x, sizes, inner, *given, False)
+            return x
         cols = self.matmul_nt(da.reshape(-1, da.shape[3]), W.reshape(-1, W.shape[3]))
-        x = self.xp.empty((len(da), *in_shape), da.dtype)
-        sizes = *in_shape, *da.shape[1:3], len(W), stride, padding
-        self._each("col2im", x, cols, x, x.size, *sizes)
+        patches = *in_shape, *places[1:], len(W), stride, padding
+        self._each("col2im", x, cols, x, x.size, *patches)
         return x
 
+    def _is_direct(self, groups: int) -> bool:
+        """Whether a convolution is one kernel: no patches are stored.  cuBLAS knows no groups."""
+        return self.device.direct or groups > 1
+
+    def _convolve(
+        self,
+        kernel: str,
+        x: Array,
+        by: Array,
+        bias: Array,
+        out: Array,
+        sizes: tuple[int, int, int],
+        per: int,
+        full: tuple[int, ...],
+        weights: tuple[int, ...],
+        places: tuple[int, int, int],
+        stride: int,
+        padding: int,
+        biased: bool,
+    ) -> None:
+        """A convolution as a product of ``sizes``, see `fflearn.gpu.images`."""
+        groups = full[3] // weights[2]
+        blocks = -(-sizes[0] // SIDE) * -(-sizes[1] // SIDE) * groups * -(-sizes[2] // per)
+        shape = groups, *full[1:], *places[1:], weights[0], stride, padding, weights[3], biased
+        arrays = *(_plain(self, a) for a in (x, by, bias)), out
+        args = *arrays, *sizes, per, *shape
+        self.device.launch(kernel, x.dtype.type, blocks, SQUARE * SQUARE, args)
+
     def _im2col(
-        self, x: Array, kernel: int, stride: int, padding: int
-    ) -> tuple[Array, tuple[int, int, int]]:
-        """Patches (places, taps and channels) of images, and the shape of the places."""
-        rows, (h, w, c) = len(x), x.shape[1:]
-        high, wide = (out_size(n, kernel, stride, padding) for n in (h, w))
-        shape = rows, high, wide
+        self, x: Array, places: tuple[int, int, int], kernel: int, stride: int, padding: int
+    ) -> Array:
+        """Patches (places, taps and channels) of images."""
+        h, w, c = x.shape[1:]
         if kernel == stride == 1 and not padding:
-            return x.reshape(-1, c), shape
-        cols = self.xp.empty((rows * high * wide, kernel * kernel * c), x.dtype)
-        sizes = h, w, c, high, wide, kernel, stride, padding
+            return x.reshape(-1, c)
+        cols = self.xp.empty((places[0] * places[1] * places[2], kernel * kernel * c), x.dtype)
+        sizes = h, w, c, *places[1:], kernel, stride, padding
         self._each("im2col", x, _plain(self, x), cols, cols.size, *sizes)
-        return cols, shape
+        return cols
+
+    def max_pool(self, x: Array, size: int, stride: int) -> tuple[Array, Array]:
+        if not _real(x) or size > BYTE:
+            return super().max_pool(x, size, stride)
+        b, h, w, c = x.shape
+        shape = b, out_size(h, size, stride), out_size(w, size, stride), c
+        y, tap = self.xp.empty(shape, x.dtype), self.xp.empty(shape, np.uint8)
+        self._each(
+            "max_pool", y, _plain(self, x), y, tap, y.size, h, w, c, *shape[1:3], size, stride
+        )
+        return y, tap
+
+    def pick(self, x: Array, tap: Array, size: int, stride: int) -> Array:
+        if not _real(x) or size > BYTE:
+            return super().pick(x, tap, size, stride)
+        y = self.xp.empty(tap.shape, x.dtype)
+        self._pool("pool_down", x, tap, y, x.shape, tap.shape, size, stride, True)
+        return y
+
+    def put(
+        self, dy: Array, tap: Array, in_shape: tuple[int, ...], size: int, stride: int
+    ) -> Array:
+        if not _real(dy) or size > BYTE:
+            return super().put(dy, tap, in_shape, size, stride)
+        dx = self.xp.empty((len(dy), *in_shape), dy.dtype)
+        self._pool("pool_up", dy, tap, dx, dx.shape, dy.shape, size, stride, True)
+        return dx
+
+    def avg_pool(self, x: Array, size: int, stride: int) -> Array:
+        if not _real(x):
+            return super().avg_pool(x, size, stride)
+        high, wide = (out_size(n, size, stride) for n in x.shape[1:3])
+        y = self.xp.empty((len(x), high, wide, x.shape[3]), x.dtype)
+        self._pool("pool_down", x, None, y, x.shape, y.shape, size, stride, False)
+        return y
+
+    def avg_pool_input(self, da: Array, in_shape: tuple[int, ...], size: int, stride: int) -> Array:
+        if not _real(da):
+            return super().avg_pool_input(da, in_shape, size, stride)
+        dx = self.xp.empty((len(da), *in_shape), da.dtype)
+        self._pool("pool_up", da, None, dx, dx.shape, da.shape, size, stride, False)
+        return dx
+
+    def _pool(
+        self,
+        kernel: str,
+        a: Array,
+        tap: Array | None,
+        out: Array,
+        full: tuple[int, ...],
+        pooled: tuple[int, ...],
+        size: int,
+        stride: int,
+        by_tap: bool,
+    ) -> None:
+        tap = self._filled(0, 1, np.uint8) if tap is None else _plain(self, tap)
+        sizes = *full[1:], *pooled[1:3], size, stride
+        given = _plain(self, a), tap, out, out.size
+        self._each(kernel, out, *given, *sizes, by_tap, 1 / size**2)
 
     # ---- optimizers -------------------------------------------------------------------------------------
     def sgd(
@@ -309,7 +499,7 @@ class CudaKernels(Kernels):
         if isinstance(g, Product) and m is None:
             # The whole update is one product: no gradient is ever stored.
             by, keep = self._fold(s, float(g.n), w.dtype)
-            return self._gemm(True, False, g.x, g.da, by, keep, w)
+            return self._add_product(g.x, g.da, by, keep, w)
         d = self.formed(g)
         kept = d if m is None else m
         numbers = s.rate, s.decays, momentum, m is not None
@@ -340,11 +530,21 @@ class CudaKernels(Kernels):
         numbers = self.asarray(np.array([lr, weight_decay, 0.0]))
         return Settings(numbers, 1.0, 1.0, self.asarray(np.array([t - 1], np.uint64)))
 
+    def _add_product(self, x: Array, da: Array, by: Array, keep: Array, w: Array) -> None:
+        """w = keep w + by x^T da."""
+        sizes = x.shape[1], len(x), da.shape[1]
+        if self._is_small(*sizes):
+            self._small(True, False, x, da, by, beta=keep, into=w)
+            return
+        m, inner, n = sizes
+        given = _plain(self, x), _plain(self, da)
+        self.device.gemm(True, False, m, n, inner, by, *given, keep, w)
+
     def _fold(self, s: Settings, n: float, dtype: Any) -> tuple[Array, Array]:
         """-lr / n and 1 - lr weight_decay."""
 
         def fill(out: Array) -> None:
-            self._launch("fold", out.dtype.type, 1, s.live, s.rate, s.decays, n, out)
+            self._once_only("fold", out.dtype.type, s.live, s.rate, s.decays, n, out)
 
         out = self._once(("fold", s, n, dtype), 2, dtype, fill)
         return out[:1], out[1:]
@@ -352,7 +552,7 @@ class CudaKernels(Kernels):
     def _adam_scales(self, s: Settings, beta1: float, beta2: float) -> Array:
         def fill(out: Array) -> None:
             numbers = s.rate, beta1, beta2
-            self._launch("adam_scales", np.float64, 1, s.live, s.counter, *numbers, out)
+            self._once_only("adam_scales", np.float64, s.live, s.counter, *numbers, out)
 
         return self._once(("adam", s, beta1, beta2), 2, np.float64, fill)
 
@@ -372,39 +572,39 @@ class CudaKernels(Kernels):
 
     # ---- random numbers ---------------------------------------------------------------------------------
     def random_words(self, static: int, step: Any, n: int) -> Array:
-        return self._draw("words", static, step, n, np.uint32, np.float32, 4)
+        return self._draw("words", static, step, n, np.dtype(np.uint32))
 
     def uniform(self, static: int, step: Any, shape: random.Shape, dtype=np.float32) -> Array:
-        dtype = random.real(dtype)
-        return self._draw("uniform", static, step, shape, dtype, dtype.type, 16 // dtype.itemsize)
+        return self._draw("uniform", static, step, shape, random.real(dtype))
 
     def normal(self, static: int, step: Any, shape: random.Shape, dtype=np.float32) -> Array:
-        dtype = random.real(dtype)
-        return self._draw("normal", static, step, shape, dtype, dtype.type, 4)
+        return self._draw("normal", static, step, shape, random.real(dtype))
 
-    def _draw(
-        self, kernel: str, static: int, step: Any, shape: Any, dtype: Any, real: Any, per_block: int
-    ) -> Array:
+    def _draw(self, kernel: str, static: int, step: Any, shape: Any, dtype: np.dtype) -> Array:
         counter = step if hasattr(step, "dtype") else self.asarray(np.array([step], np.uint64))
         out = self.xp.empty(shape, dtype)
-        if out.size:
-            self._launch(kernel, real, -(-out.size // per_block), static, counter, out, out.size)
+        real = np.float64 if dtype == np.float64 else np.float32
+        self._each(kernel, out, static, counter, out, out.size, real=real)
         return out
 
     # ---- launches -----------------------------------------------------------------------------------------
-    def _launch(self, kernel: str, real: Any, n: int, *args: Any) -> None:
-        """As many threads as there are elements."""
-        self.device.launch(kernel, real, -(-n // THREADS), THREADS, args)
+    def _once_only(self, kernel: str, real: Any, *args: Any) -> None:
+        """One thread."""
+        self.device.launch(kernel, real, 1, 1, args)
 
-    def _each(self, kernel: str, like: Array, *args: Any) -> None:
+    def _each(self, kernel: str, like: Array, *args: Any, real: Any = None) -> None:
         """Threads that share the elements of an array; none where it is empty."""
+        most, threads = self.device.grid
         if like.size:
-            blocks = min(-(-like.size // THREADS), BLOCKS)
-            self.device.launch(kernel, like.dtype.type, blocks, THREADS, args)
+            blocks = min(-(-like.size // threads), most)
+            self.device.launch(kernel, real or like.dtype.type, blocks, threads, args)
 
     def _rows(self, kernel: str, like: Array, *args: Any) -> None:
         """A block for each row."""
-        self.device.launch(kernel, like.dtype.type, len(like), THREADS, args)
+        self._blocks(kernel, like, len(like), *args)
+
+    def _blocks(self, kernel: str, like: Array, blocks: int, *args: Any) -> None:
+        self.device.launch(kernel, like.dtype.type, blocks, THREADS, args)
 
     def _finished(
         self, a: Array, b: Array | None, act: str, noise: Array | None
@@ -428,24 +628,58 @@ class CudaKernels(Kernels):
         return self.constant(np.full(shape, value, dtype))
 
     def _product(self, ta: bool, tb: bool, a: Array, b: Array, alpha: float = 1.0) -> Array:
-        if not _fast(a, b):
-            found = (a.T if ta else a) @ (b.T if tb else b)
+        if a.dtype.char in "FD" and b.dtype == a.real.dtype:  # complex states and real weights
+            parts = [self._product(ta, tb, part, b, alpha) for part in (a.real, a.imag)]
+            found = self.xp.empty(parts[0].shape, a.dtype)
+            found.real[...], found.imag[...] = parts
+            return found
+        stacked = a.ndim > 2 and a.shape[:-2] == b.shape[:-2]
+        if not (_real(a, b) and a.size and b.size and (stacked or a.ndim == b.ndim == 2)):
+            found = _turned(a, ta) @ _turned(b, tb)
             return found if alpha == 1.0 else found * found.dtype.type(alpha)
-        m, inner = a.shape[::-1] if ta else a.shape
-        n, own = b.shape if tb else b.shape[::-1]
+        m, inner = a.shape[:-3:-1] if ta else a.shape[-2:]
+        n, own = b.shape[-2:] if tb else b.shape[:-3:-1]
         if inner != own:
             raise ValueError(f"a product of {(m, inner)} and {(own, n)}: the middle differs.")
-        c = self.xp.empty((m, n), a.dtype)
+        if not stacked and self._is_small(m, inner, n):
+            return self._small(ta, tb, a, b, self._filled(alpha, (), a.dtype))[0]
+        c = self.xp.empty((*a.shape[:-2], m, n), a.dtype)
+        batch = c.size // (m * n), m * inner, inner * n, m * n
+        given = _plain(self, a), _plain(self, b)
         number, none = self._filled(alpha, (), a.dtype), self._filled(0.0, (), a.dtype)
-        self._gemm(ta, tb, a, b, number, none, c)
+        self.device.gemm(ta, tb, m, n, inner, number, *given, none, c, batch)
         return c
 
-    def _gemm(
-        self, ta: bool, tb: bool, a: Array, b: Array, alpha: Array, beta: Array, c: Array
-    ) -> None:
-        inner = a.shape[0] if ta else a.shape[1]
-        given = _plain(self, a), _plain(self, b)
-        self.device.gemm(ta, tb, *c.shape, inner, alpha, *given, beta, c)
+    def _is_small(self, m: int, inner: int, n: int) -> bool:
+        """Whether a product is better made, and finished, by a kernel of our own."""
+        return m * inner * n <= self.device.small
+
+    def _small(
+        self,
+        ta: bool,
+        tb: bool,
+        x: Array,
+        W: Array,
+        alpha: Array | None = None,
+        act: str = "identity",
+        b: Array | None = None,
+        noise: Array | None = None,
+        beta: Array | None = None,
+        into: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """alpha op(x) op(W) + b + noise, or + beta ``into`` in place; and its activation."""
+        m, inner = x.shape[::-1] if ta else x.shape
+        n = len(W) if tb else W.shape[1]
+        c = self.xp.empty((m, n), x.dtype) if into is None else into
+        y = c if act == "identity" else self.xp.empty(c.shape, c.dtype)
+        alpha = self._filled(1.0, (), c.dtype) if alpha is None else alpha
+        given = (_plain(self, v) for v in (x, W, *(c if v is None else v for v in (b, noise))))
+        scales = alpha, alpha if beta is None else beta
+        flags = ta, tb, beta is not None, b is not None, noise is not None, ACTS[act]
+        args = *given, *scales, c, y, m, n, inner, *flags
+        blocks = -(-m // TILE) * -(-n // TILE)
+        self.device.launch("product", c.dtype.type, blocks, TILE * TILE, args)
+        return c, y
 
 
 def _real(*arrays: Array) -> bool:
@@ -466,3 +700,17 @@ def _plain(k: CudaKernels, a: Array) -> Array:
 def _share(x: Array, kind: str) -> float:
     """The c of r^2 = c sum(x^2)."""
     return 1 / x.shape[1] if kind == "rms" else 1.0
+
+
+def _turned(a: Array, turn: bool) -> Array:
+    return a.swapaxes(-1, -2) if turn else a
+
+
+def _places(
+    x: tuple[int, ...], W: tuple[int, ...], stride: int, padding: int
+) -> tuple[int, int, int] | None:
+    """Samples, rows and columns of places of a convolution; None where there are none."""
+    if len(x) != 4 or len(W) != 4 or not W[2] or x[3] % W[2] or W[3] % (x[3] // W[2] or 1):
+        return None
+    high, wide = (out_size(n, W[0], stride, padding) for n in x[1:3])
+    return (x[0], high, wide) if min(x[0], x[3], W[3], high, wide) > 0 else None

@@ -99,6 +99,19 @@ def put(dy: Array, tap: Array, in_shape: tuple[int, ...], size: int, stride: int
     return out
 
 
+def avg_pool(x: Array, size: int, stride: int) -> Array:
+    """The mean of each patch: (B, H, W, C) -> (B, OH, OW, C)."""
+    return sum(taps(x, size, stride)) * x.dtype.type(1 / size**2)
+
+
+def avg_pool_input(da: Array, in_shape: tuple[int, ...], size: int, stride: int) -> Array:
+    """The adjoint of `avg_pool`: (B, OH, OW, C) -> (B, *in_shape)."""
+    out, share = np.zeros_like(da, shape=(len(da), *in_shape)), da * da.dtype.type(1 / size**2)
+    for view in taps(out, size, stride):
+        view += share
+    return out
+
+
 def _padded(x: Array, padding: int) -> Array:
     if not padding:
         return x

@@ -101,11 +101,11 @@ class Attention(Layer):
 
         q = part("q") * _scale(self.heads, x)
         key, v = part("k"), part("v")
-        z = q @ _turned(key)
+        z = k.matmul_nt(q, key)
         if self.causal:
             z = np.where(k.constant(np.tri(x.shape[1], dtype=bool)), z, -np.inf)
         P = k.softmax(z)
-        c = P @ v
+        c = k.matmul(P, v)
         a = _affine(k, _joined(c), p, "o").reshape(x.shape)
         if noise is not None:
             a = a + noise
@@ -121,9 +121,9 @@ class Attention(Layer):
         """d loss / d a -> d loss / d (x Wq), d (x Wk), d (x Wv), each (B T, D)."""
         s = t.inner
         dc = self._split(k.matmul_nt(_rows(da), t.params["Wo"]), da)
-        dz = s.P * (dc @ _turned(s.v) - (dc * s.c).sum(-1, keepdims=True))
-        dq = dz @ s.k * _scale(self.heads, da)
-        parts = {"q": dq, "k": _turned(dz) @ s.q, "v": _turned(s.P) @ dc}
+        dz = s.P * (k.matmul_nt(dc, s.v) - (dc * s.c).sum(-1, keepdims=True))
+        dq = k.matmul(dz, s.k) * _scale(self.heads, da)
+        parts = {"q": dq, "k": k.matmul_tn(dz, s.q), "v": k.matmul_tn(s.P, dc)}
         return {of: _joined(d) for of, d in parts.items()}
 
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
@@ -155,9 +155,9 @@ class Attention(Layer):
 
         down = None if dx is None else _rows(dx)
         dq, dk, dv = (self._split(part(of, x, down), t.x) for of in "qkv")
-        dz = dq * _scale(self.heads, x) @ _turned(s.k) + s.q @ _turned(dk)
+        dz = k.matmul_nt(dq * _scale(self.heads, x), s.k) + k.matmul_nt(s.q, dk)
         dP = s.P * (dz - (s.P * dz).sum(-1, keepdims=True))
-        dc = dP @ s.v + s.P @ dv
+        dc = k.matmul(dP, s.v) + k.matmul(s.P, dv)
         return part("o", _joined(s.c), _joined(dc)).reshape(t.y.shape)
 
 
@@ -169,10 +169,6 @@ def _scale(heads: int, x: Any) -> float:
 def _rows(x: Any) -> Any:
     """(B, T, D) -> (B T, D)."""
     return x.reshape(-1, x.shape[-1])
-
-
-def _turned(m: Any) -> Any:
-    return m.swapaxes(-1, -2)
 
 
 def _joined(heads: Any) -> Any:

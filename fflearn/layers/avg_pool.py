@@ -69,14 +69,13 @@ class AvgPool(Layer):
     def init(self, key: Any, in_shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
         return {}
 
-    def _pool(self, x: Any) -> Any:
+    def _pool(self, k: Any, x: Any) -> Any:
         if not self.size:
             return x.reshape(len(x), -1, x.shape[-1]).mean(1)
-        share = x.dtype.type(1 / self.size**2)
-        return sum(patches.taps(x, self.size, self._step)) * share
+        return k.avg_pool(x, self.size, self._step)
 
     def forward(self, k: Any, p: Mapping[str, Any], x: Any, env: Env, noise: Any = None) -> Trace:
-        a = self._pool(x)
+        a = self._pool(k, x)
         a = a if noise is None else a + noise
         return Trace(x, a, a, p)
 
@@ -90,16 +89,13 @@ class AvgPool(Layer):
         return {}
 
     def input_vjp(self, k: Any, t: Trace, da: Any) -> Any:
+        if self.size:
+            return k.avg_pool_input(da, t.x.shape[1:], self.size, self._step)
         dx = np.zeros_like(t.x)
-        if not self.size:
-            places = math.prod(t.x.shape[1:-1])
-            rows = dx.reshape(len(dx), places, -1)
-            rows += (da / da.dtype.type(places))[:, None]
-            return dx
-        share = da * da.dtype.type(1 / self.size**2)
-        for pixel in patches.taps(dx, self.size, self._step):
-            pixel += share
+        places = math.prod(t.x.shape[1:-1])
+        rows = dx.reshape(len(dx), places, -1)
+        rows += (da / da.dtype.type(places))[:, None]
         return dx
 
     def jvp(self, k: Any, t: Trace, dx: Any, dp: Mapping[str, Any]) -> Any:
-        return np.zeros_like(t.y) if dx is None else self._pool(dx)
+        return np.zeros_like(t.y) if dx is None else self._pool(k, dx)

@@ -67,7 +67,7 @@ class MaxPool(Layer):
         return {}
 
     def forward(self, k: Any, p: Mapping[str, Any], x: Any, env: Env, noise: Any = None) -> Trace:
-        a, tap = patches.max_pool(x, self.size, self._step)
+        a, tap = k.max_pool(x, self.size, self._step)
         a = a if noise is None else a + noise
         return Trace(x, a, a, p, tap)
 
@@ -81,9 +81,9 @@ class MaxPool(Layer):
         return {}
 
     def input_vjp(self, k: Any, t: Trace, da: Any) -> Any:
-        return patches.put(da, t.inner, t.x.shape[1:], self.size, self._step)
+        return k.put(da, t.inner, t.x.shape[1:], self.size, self._step)
 
     def jvp(self, k: Any, t: Trace, dx: Any, dp: Mapping[str, Any]) -> Any:
         if dx is None:
             return np.zeros_like(t.y)
-        return patches.pick(dx, t.inner, self.size, self._step)
+        return k.pick(dx, t.inner, self.size, self._step)
