@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fflearn.base import Batch, Key, Product
+from fflearn.base import ALONE, Batch, Key, Product
 from fflearn.engine import Engine
 from fflearn.labels import embedding
 from fflearn.objectives.goodness import threshold
@@ -26,16 +26,16 @@ def _layers(engine: Engine, state: State) -> list[tuple[Any, Any, str]]:
     return [(p["W"], p["b"], layer.activation) for layer, p in pairs]
 
 
-def _learner(engine: Engine, state: State) -> Callable[[int, Any, Any], None]:
-    """Adam on both parameters of a layer, from its input and da."""
+def _learner(engine: Engine, state: State) -> Callable[[int, Product, Any], None]:
+    """Adam on both parameters of a layer, from its weights' gradient and da."""
     k, o = engine.kernels, engine.optimizer
     slots = [(dict(p), dict(m)) for p, m in zip(state.params, state.opt, strict=True)]
     numbers = o.lr, o.beta1, o.beta2, o.eps, o.weight_decay, o.decoupled
 
-    def learn(i: int, x: Any, da: Any) -> None:
+    def learn(i: int, product: Product, da: Any) -> None:
         p, opt = slots[i]
         t, g = state.step + 1, k.colmean(da, len(da))
-        k.adam(p["W"], Product(x, da, len(da)), opt["m.W"], opt["v.W"], *numbers, t)
+        k.adam(p["W"], product, opt["m.W"], opt["v.W"], *numbers, t)
         k.adam(p["b"], g, opt["m.b"], opt["v.b"], *numbers, t)
 
     return learn
@@ -59,7 +59,7 @@ def backprop(engine: Engine, state: State, batch: Batch) -> Step:
             if i:
                 dy = k.matmul_nt(das[i], W)
         for i, da in enumerate(das):
-            learn(i, kept[i][0], da)
+            learn(i, Product(kept[i][0], da, len(da)), da)
         state.step += 1
         return loss.mean(dtype=np.float64).astype(loss.dtype)
 
@@ -80,7 +80,8 @@ def dfa(engine: Engine, state: State, batch: Batch) -> Step:
         loss, error = k.softmax_ce(x, batch.y)
         for i, (_, _, act) in enumerate(layers):
             dy = k.matmul(error, feedback[i]) if i < len(feedback) else error
-            learn(i, kept[i][0], k.act_vjp(dy, *kept[i][1:], act))
+            da = k.act_vjp(dy, *kept[i][1:], act)
+            learn(i, Product(kept[i][0], da, len(da)), da)
         state.step += 1
         return loss.mean(dtype=np.float64).astype(loss.dtype)
 
@@ -95,21 +96,27 @@ def forward_forward(engine: Engine, state: State, batch: Batch) -> Step:
     negatives = Key(state.seed).fold("step", "negatives").static()
     phase = np.repeat(np.asarray([1, -1], dtype), n)
     means = [aux["mean_activity"] for aux in state.aux]
+    first = engine.net.leaves[0]  # its rows share the samples
     thetas = [threshold(rule.norm, rule.goodness, math.prod(s.out_shape)) for s in engine.specs]
 
     def step() -> Any:
         u = k.uniform(negatives, state.step, (n,), np.float64)
         labels = np.concatenate([batch.y, k.sample_wrong(batch.y, u)])
-        x, losses = embed(np.concatenate([batch.x, batch.x]), labels), []
+        x, losses = embed.shown(batch.x, labels), []
         for i, (W, b, act) in enumerate(layers):
-            normal = k.normalize(x, rule.norm)
-            a, y = k.dense(normal, W, b, act)
+            if i == 0:
+                t = first.forward(k, {"W": W, "b": b}, x, ALONE)
+                a, y = t.a, t.y
+            else:
+                normal = k.normalize(x, rule.norm)
+                a, y = k.dense(normal, W, b, act)
             loss, dg = k.logistic(k.goodness(y, rule.goodness), phase, thetas[i], rule.temperature)
             losses.append(loss.mean())
             da = k.act_vjp(k.goodness_vjp(dg, y, rule.goodness), a, y, act)
             mean = 0.9 * means[i] + 0.1 * y[:n].mean(0)
             pull = (2 * rule.peer) * (mean - mean.mean())
-            learn(i, normal, np.concatenate([da[:n] + pull, da[n:]]))
+            da = np.concatenate([da[:n] + pull, da[n:]])
+            learn(i, first.param_vjp(k, t, da)["W"] if i == 0 else Product(normal, da, 2 * n), da)
             means[i][...] = mean
             x = y
         state.step += 1
@@ -138,7 +145,7 @@ def dual_propagation(engine: Engine, state: State, batch: Batch) -> Step:
             if i:
                 dy = k.matmul_nt(das[i], W)
         for i, da in enumerate(das):
-            learn(i, kept[i][0], da)
+            learn(i, Product(kept[i][0], da, len(da)), da)
         state.step += 1
         return loss.mean(dtype=np.float64).astype(loss.dtype)
 

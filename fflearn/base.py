@@ -128,6 +128,27 @@ class Trace(NamedTuple):
     inner: Any = None  # what else the layer's own derivatives need
 
 
+class Shown(NamedTuple):
+    """Samples shown r times each, with other values in some columns: r blocks of B rows.
+
+    Layers that say so (`Layer.shares`) compute once per sample what its rows share; for others
+    the Bus lays the rows out.
+    """
+
+    x: Any  # (B, *in)  samples, 0 in these columns
+    values: Any  # (r B, c)  what each row has in them
+    first: int  # the first of the c columns, of a sample as one row
+
+    @property
+    def whole(self) -> Any:
+        """The rows laid out: (r B, *in)."""
+        n, (rows, c) = len(self.x), self.values.shape
+        flat = np.concatenate([self.x.reshape(n, -1)] * (rows // n))
+        parts = [flat[:, : self.first], self.values, flat[:, self.first + c :]]
+        laid = np.concatenate([part for part in parts if part.shape[1]], axis=1)
+        return laid.reshape(rows, *self.x.shape[1:])
+
+
 class Message(NamedTuple):
     """What travels up, in the pass called `name`."""
 
@@ -574,6 +595,7 @@ __all__ = [
     "Rule",
     "Settled",
     "Shape",
+    "Shown",
     "Signals",
     "Trace",
     "Update",

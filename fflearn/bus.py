@@ -22,6 +22,7 @@ from fflearn.base import (
     Message,
     Readout,
     Settled,
+    Shown,
     Signals,
     Trace,
     Update,
@@ -128,6 +129,8 @@ class Bus:
         alone (see `Signals`).
         """
         self._check(signals)
+        if isinstance(x, Shown) and not self._engine.shares:
+            x = x.whole
         value: dict[int, Message] = {-1: Message(x, name, tangent)}
         for i, (leaf, sources) in enumerate(self._engine.net.nodes):
             m = value[sources[0]]

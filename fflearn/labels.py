@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fflearn.base import Key, Shape
+from fflearn.base import Key, Shape, Shown
 from fflearn.errors import SpecError
 
 
@@ -37,10 +37,15 @@ class Overlay:
 
     def __call__(self, x: Any, y: Any) -> Any:
         """(B, *in) and (B, C) -> (B, *in)."""
-        n, c = y.shape
-        pixels = x.reshape(n, -1, x.shape[-1] if x.ndim == 4 else 1)
-        value = np.broadcast_to((self.strength * y)[:, :, None], (n, c, pixels.shape[2]))
-        return np.concatenate([value, pixels[:, c:]], axis=1, dtype=x.dtype).reshape(x.shape)
+        return self.shown(x, y).whole
+
+    def shown(self, x: Any, y: Any) -> Shown:
+        """(B, *in) and (r B, C) -> (r B, *in), of which rows share all but the label."""
+        channels = x.shape[-1] if x.ndim == 4 else 1
+        value = np.repeat((self.strength * y).astype(x.dtype), channels, axis=1)
+        flat, c = x.reshape(len(x), -1), value.shape[1]
+        blank = np.zeros_like(flat[:, :c])
+        return Shown(np.concatenate([blank, flat[:, c:]], axis=1).reshape(x.shape), value, 0)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,13 @@ class Append:
 
     def __call__(self, x: Any, y: Any) -> Any:
         """(B, *in) and (B, C) -> (B, n_in + C)."""
-        return np.concatenate([x.reshape(len(x), -1), self.strength * y], axis=1, dtype=x.dtype)
+        return self.shown(x, y).whole
+
+    def shown(self, x: Any, y: Any) -> Shown:
+        """(B, *in) and (r B, C) -> (r B, n_in + C), of which rows share all but the label."""
+        flat, value = x.reshape(len(x), -1), (self.strength * y).astype(x.dtype)
+        blank = np.zeros_like(flat, shape=(len(x), y.shape[1]))
+        return Shown(np.concatenate([flat, blank], axis=1), value, flat.shape[1])
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,10 @@ class LabelChannel:
         pixels = np.bincount(np.arange(h * w) * c // (h * w)).tolist()  # of each class's band
         plane = np.repeat(self.strength * y, pixels, axis=1).reshape(n, h, w, 1)
         return np.concatenate([x, plane], axis=3, dtype=x.dtype)
+
+    def shown(self, x: Any, y: Any) -> Any:
+        """(B, H, W, channels) and (r B, C) -> (r B, H, W, channels + 1)."""
+        return self(np.concatenate([x] * (len(y) // len(x))), y)
 
 
 EMBEDDINGS = {e.name: e for e in (Overlay, Append, LabelChannel)}
@@ -162,13 +177,10 @@ def negatives(name: str) -> Any:
     return NEGATIVES[name]()
 
 
-def phases(pairs: Any, positives: int) -> Any:
-    """+1 for the first rows of (rows, *in), which go with their labels, and -1 for the others."""
+def phases(like: Any, positives: int, negatives: int) -> Any:
+    """+1 for the first rows, which go with their labels, and -1 for the others; typed as ``like``."""
     return np.concatenate(
-        [
-            np.ones_like(pairs, shape=positives),
-            np.full_like(pairs, -1, shape=len(pairs) - positives),
-        ]
+        [np.ones_like(like, shape=positives), np.full_like(like, -1, shape=negatives)]
     )
 
 
@@ -198,8 +210,12 @@ class Labelled:
 
     def pairs(self, k: Any, x: Any, y: Any, logits: Any, key: Key) -> Any:
         """Samples with their labels (B, C), then r blocks of them with wrong ones: (1 + r) B rows."""
-        labels = np.concatenate([y, self.draw(k, y, logits, key)])
-        return self.embed(np.concatenate([x] * (len(labels) // len(y))), labels)
+        return self.embed.shown(x, np.concatenate([y, self.draw(k, y, logits, key)]))
+
+    def each(self, x: Any, n_classes: int, k: Any) -> Any:
+        """Samples with the first label, then with the second, and so on: C B rows."""
+        labels = k.constant(np.eye(n_classes, dtype=x.dtype))
+        return self.embed.shown(x, np.repeat(labels, len(x), axis=0))
 
 
 @dataclass(frozen=True)

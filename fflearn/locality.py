@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from fflearn import registry
-from fflearn.base import Channel, LayerView
+from fflearn.base import Channel, LayerView, Shown
 from fflearn.bus import Bus
 from fflearn.checks import BRANCHES, CHAIN, CHECKS, Bench, Make, bench, learned
 from fflearn.layers import Layer
@@ -144,7 +144,8 @@ class _Ear:
 
     def forward(self, *args: Any) -> Any:
         t = self._layer.forward(*args)
-        self._heard.append(t.inner)
+        shared = isinstance(t.x, Shown)
+        self._heard.append(t.x.whole.reshape(len(t.y), -1) if shared else t.inner)
         return t
 
     def jvp(self, k: Any, t: Any, dx: Any, dp: Any) -> Any:

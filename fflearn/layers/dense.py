@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fflearn.base import Env, Trace
+from fflearn.base import Env, Shown, Trace
 from fflearn.errors import ShapeError, SpecError
-from fflearn.kernels.reference import ACTIVATIONS, Product
+from fflearn.kernels.reference import ACTIVATIONS, EPS, Product
 from fflearn.layers import Layer
 
 CHOICES = {
@@ -77,6 +77,10 @@ class Dense(Layer):
     def linear(self) -> bool:
         return self.norm == "none"
 
+    @property
+    def shares(self) -> bool:  # type: ignore[override]
+        return not self.places
+
     def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(in_shape) <= self.places and self.places:
             raise ShapeError(
@@ -117,6 +121,8 @@ class Dense(Layer):
         return x.reshape(math.prod(x.shape[: 1 + self.places]), -1)
 
     def forward(self, k: Any, p: Mapping[str, Any], x: Any, env: Env, noise: Any = None) -> Trace:
+        if isinstance(x, Shown):
+            return self._of_shown(k, p, x, noise)
         n = self._rows(x)
         if self.norm != "none":
             n = k.normalize(n, self.norm)
@@ -125,6 +131,26 @@ class Dense(Layer):
         a, y = k.dense(n, p["W"], p.get("b"), self.activation, extra)
         return Trace(x, a.reshape(out), y.reshape(out), p, n)
 
+    def _of_shown(self, k: Any, p: Mapping[str, Any], x: Shown, noise: Any) -> Trace:
+        """As `forward`: the product with what rows share is taken once; ``inner`` scales rows.
+
+        (x + E v) W = x W + v W[first:], with E the columns of the values, and the same of the
+        squares that a norm adds up.
+        """
+        rows, last, scale = self._rows(x.x), x.first + x.values.shape[1], None
+        both = k.matmul(rows, p["W"])
+        a = k.matmul(x.values, p["W"][x.first : last]).reshape(-1, *both.shape) + both
+        if self.norm != "none":
+            squares = k.goodness(x.values, "ssq").reshape(-1, len(rows)) + k.goodness(rows, "ssq")
+            share = 1 / rows.shape[1] if self.norm == "rms" else 1.0
+            scale = 1 / (np.sqrt(share * squares) + EPS)
+            a *= scale[:, :, None]
+        a = a.reshape(-1, self.units)
+        for extra in (p.get("b"), noise):
+            if extra is not None:
+                a += extra
+        return Trace(x, a, k.act(a, self.activation), p, scale)
+
     def act(self, k: Any, a: Any) -> Any:
         return k.act(a, self.activation)
 
@@ -132,9 +158,24 @@ class Dense(Layer):
         return k.act_vjp(dy, t.a, t.y, self.activation)
 
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
+        if isinstance(t.x, Shown):
+            g = {"W": self._shared_product(k, t, da)}
+            return {**g, "b": k.colmean(da, len(da))} if self.bias else g
         rows, n = da.reshape(len(t.inner), -1), len(da)  # a rule's da may have more columns
         g = {"W": Product(t.inner, rows, n)}
         return {**g, "b": k.colmean(rows, n)} if self.bias else g
+
+    def _shared_product(self, k: Any, t: Trace, da: Any) -> Product:
+        """x^T (sum of da over a sample's rows) + E (v^T da), as one product of B + c rows."""
+        x, values, first = t.x
+        blocks = da.reshape(-1, len(x), da.shape[1])
+        if t.inner is not None:
+            blocks = blocks * t.inner[:, :, None]
+        own = k.matmul_tn(values, blocks.reshape(da.shape))
+        rows = self._rows(x)
+        at = k.constant(np.eye(len(own), rows.shape[1], first, dtype=rows.dtype))
+        both = np.concatenate([rows, at]), np.concatenate([blocks.sum(axis=0), own])
+        return Product(*both, len(da))
 
     def input_vjp(self, k: Any, t: Trace, da: Any) -> Any:
         dx = k.matmul_nt(da.reshape(len(t.inner), -1), t.params["W"])

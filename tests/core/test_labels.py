@@ -160,7 +160,7 @@ def test_only_hard_negatives_need_a_head():
 def test_what_is_shown_are_the_samples_with_their_label_and_then_with_others():
     k, x, y = kernels.load("reference"), np.arange(12.0).reshape(4, 3), np.eye(3)[[0, 2, 1, 0]]
     shown = Labelled(Append(), negatives("all_wrong"))
-    pairs = shown.pairs(k, x, y, None, Key(0))
+    pairs = shown.pairs(k, x, y, None, Key(0)).whole
     np.testing.assert_array_equal(pairs[:, :3], np.tile(x, (3, 1)))
     np.testing.assert_array_equal(pairs[:4, 3:], y)
     np.testing.assert_array_equal(pairs[4:8, 3:] + pairs[8:, 3:], 1 - y)
