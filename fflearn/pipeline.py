@@ -208,9 +208,9 @@ def run(
             turns.fail()
             raise
         turns.end(first + len(found))
-    failed = [f.exception() for f in found if f.exception()]
-    if failed:
-        raise next((e for e in failed if not isinstance(e, RuntimeError)), failed[0])
+    failed = [e for f in found if (e := f.exception()) is not None]
+    if failed:  # those that only waited for it say so
+        raise min(failed, key=lambda e: isinstance(e, RuntimeError))
     state.step = first + len(found)
     return [f.result() for f in found]
 

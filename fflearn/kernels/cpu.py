@@ -63,13 +63,15 @@ class CpuKernels(Kernels):
     @contextmanager
     def running(self, threads: int) -> Iterator[None]:
         """Compiled loops use up to ``threads`` threads, BLAS one; both are restored at the end."""
-        before = numba.get_num_threads()
-        numba.set_num_threads(max(1, min(threads, CONFIG.NUMBA_NUM_THREADS)))
+        before, wanted = numba.get_num_threads(), max(1, min(threads, CONFIG.NUMBA_NUM_THREADS))
+        if wanted != before:  # a microsecond each: many, for a small step
+            numba.set_num_threads(wanted)
         try:
             with one_blas_thread():
                 yield
         finally:
-            numba.set_num_threads(before)
+            if wanted != before:
+                numba.set_num_threads(before)
 
     # ---- products ---------------------------------------------------------------------------
     def matmul(self, a: Array, b: Array) -> Array:

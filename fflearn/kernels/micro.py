@@ -21,6 +21,7 @@ from fflearn.kernels.jit import PORTABLE, kernel, native
 
 LANES = 16  # float32 numbers in a vector
 ROWS, WIDE = 8, 2 * LANES  # of a tile
+SHORT = 64  # rows for which b is not copied
 FEW = 2  # panels that read a transposed A where it lies
 BLOCK = 256  # of k at a time: a panel of B, 32 KB, then lies in the L1 cache
 
@@ -210,29 +211,28 @@ def _numbers(address, n):
 
 
 @kernel()
-def _strip(a, by_row, by_k, rows, b, k, c, c_by_row, columns, alpha, beta):
-    """Up to 8 rows and up to 32 columns; b is a packed panel."""
-    wide = 4 * WIDE
+def _strip(a, by_row, by_k, rows, b, b_by_k, k, c, c_by_row, columns, alpha, beta):
+    """Up to 8 rows and up to 32 columns."""
     if rows == 8 and columns > LANES:
-        _tile_8_2(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
+        _tile_8_2(a, by_row, by_k, b, b_by_k, k, c, c_by_row, columns, alpha, beta)
         return
     for part in (8, 4, 2, 1):
         if rows & part:
             if columns > LANES:
                 if part == 4:
-                    _tile_4_2(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
+                    _tile_4_2(a, by_row, by_k, b, b_by_k, k, c, c_by_row, columns, alpha, beta)
                 elif part == 2:
-                    _tile_2_2(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
+                    _tile_2_2(a, by_row, by_k, b, b_by_k, k, c, c_by_row, columns, alpha, beta)
                 else:
-                    _tile_1_2(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
+                    _tile_1_2(a, by_row, by_k, b, b_by_k, k, c, c_by_row, columns, alpha, beta)
             elif part == 8:
-                _tile_8_1(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
+                _tile_8_1(a, by_row, by_k, b, b_by_k, k, c, c_by_row, columns, alpha, beta)
             elif part == 4:
-                _tile_4_1(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
+                _tile_4_1(a, by_row, by_k, b, b_by_k, k, c, c_by_row, columns, alpha, beta)
             elif part == 2:
-                _tile_2_1(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
+                _tile_2_1(a, by_row, by_k, b, b_by_k, k, c, c_by_row, columns, alpha, beta)
             else:
-                _tile_1_1(a, by_row, by_k, b, wide, k, c, c_by_row, columns, alpha, beta)
+                _tile_1_1(a, by_row, by_k, b, b_by_k, k, c, c_by_row, columns, alpha, beta)
             a += part * by_row
             c += part * c_by_row
 
@@ -269,18 +269,20 @@ PLAIN, TURNED, PACKED = range(3)  # how b lies: (k, n), (n, k), or panels (k, 32
 
 def _product(ta, how, a, lda, b, ldb, k_all, out, ldc, alpha, beta, i0, i1, j0, j1):
     """out[i0:i1, j0:j1] = alpha op(a) b + beta out there, on raw addresses; ld in numbers."""
-    across = (j1 - j0 + WIDE - 1) // WIDE
-    panels = np.empty(1 if how == PACKED else across * min(BLOCK, k_all) * WIDE, np.float32)
-    column = np.empty(BLOCK * ROWS, np.float32)
-    by_k = 4 * WIDE
+    across, by_k = (j1 - j0 + WIDE - 1) // WIDE, 4 * WIDE
+    # Few rows do not repay a copy of b: whole panels of it are read where they lie.
+    direct = (j1 - j0) // WIDE if how == PLAIN and i1 - i0 <= SHORT else 0
+    packed = 0 if how == PACKED else across - direct
+    panels = np.empty(packed * min(BLOCK, k_all) * WIDE, np.float32)
+    column = np.empty(BLOCK * ROWS if ta and across > FEW else 0, np.float32)
     for k0 in range(0, k_all, BLOCK):
-        k1 = min(k_all, k0 + BLOCK)
-        n, keep = k1 - k0, beta if k0 == 0 else np.float32(1)
+        n = min(BLOCK, k_all - k0)
+        keep = beta if k0 == 0 else np.float32(1)
+        first, by_panel = panels.ctypes.data, n * by_k
         if how == PACKED:
             first, by_panel = b + k0 * by_k, k_all * by_k
-        else:
-            first, by_panel = panels.ctypes.data, n * by_k
-            _pack(b, ldb, how == TURNED, k0, k1, j0, j1, first)
+        elif packed > 0:
+            _pack(b, ldb, how == TURNED, k0, k0 + n, j0 + direct * WIDE, j1, first)
         for i in range(i0, i1, ROWS):
             rows = min(ROWS, i1 - i)
             source, by_row, by_a = a + 4 * (i * lda + k0), 4 * lda, 4
@@ -293,11 +295,15 @@ def _product(ta, how, a, lda, b, ldb, k_all, out, ldc, alpha, beta, i0, i1, j0, 
                     for r in range(rows):
                         own[r] = row[r]
                 source, by_row, by_a = column.ctypes.data, 4, 4 * ROWS
-            for p in range(across):
-                to = out + 4 * (i * ldc + j0 + p * WIDE)
-                wide = j1 - j0 - p * WIDE
-                panel = first + p * by_panel
-                _strip(source, by_row, by_a, rows, panel, n, to, 4 * ldc, wide, alpha, keep)
+            to, by_c = out + 4 * (i * ldc + j0), 4 * ldc
+            for p in range(direct):
+                panel = b + 4 * (k0 * ldb + j0 + p * WIDE)
+                at = to + p * by_k
+                _strip(source, by_row, by_a, rows, panel, 4 * ldb, n, at, by_c, WIDE, alpha, keep)
+            for p in range(direct, across):
+                panel, wide = first + (p - direct) * by_panel, j1 - j0 - p * WIDE
+                at = to + p * by_k
+                _strip(source, by_row, by_a, rows, panel, by_k, n, at, by_c, wide, alpha, keep)
 
 
 # One copy for all kernels: they call it by name, instead of each holding its code.
