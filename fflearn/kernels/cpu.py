@@ -155,8 +155,8 @@ class CpuKernels(Kernels):
         if _by_winograd(x, shape, stride, da.shape):
             planes, errors = _tiles(x, da.shape)
             sums, out = np.empty((len(planes), *shape[2:]), x.dtype), np.empty(shape, x.dtype)
-            plain = _plain(x), _plain(da), _real(1 / n, x)
-            winograd.conv_weights(*plain, padding, planes, errors, sums, out)
+            given = _plain(x), _plain(da), _real(1 / n, x)
+            winograd.conv_weights(*given, padding, planes, errors, sums, out)
             return out
         # Shares of the samples are summed apart, however many threads there are.
         parts = np.empty((min(len(x), convolution.PARTS), math.prod(shape[:3]), shape[3]), x.dtype)
