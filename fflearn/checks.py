@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fflearn.base import Batch, Rule, Update
-from fflearn.engine import Engine
+from fflearn.engine import MODES, Engine
 from fflearn.errors import SpecError
 from fflearn.random import Key
 from fflearn.state import State, load
@@ -43,6 +43,7 @@ def bench(
     dtype: str = "float64",
     backend: str = "reference",
     seed: int = 0,
+    mode: str = "",
 ) -> Bench:
     """A rule on a small network, ready for one step."""
     engine = Engine(
@@ -53,6 +54,7 @@ def bench(
         backend=backend,
         dtype=dtype,
         horizon=(10, 2),
+        mode=mode,
     )
     return Bench(engine, engine.init(seed), samples(rows, n_classes))
 
@@ -205,6 +207,29 @@ def resumes_bit_exact(make: Make) -> None:
     assert changed is None, f"{changed} differs after resuming: keep it in aux, not elsewhere."
 
 
+def repeats_its_steps(make: Make) -> None:
+    """A step repeated from a recording has the bits of one that runs the rule's code."""
+    for hidden, dtype, backend in (
+        (CHAIN, "float32", "numba"),
+        (BRANCHES, "float64", "reference"),
+    ):
+        states, told = [], []
+        for mode in MODES:
+            engine, state, _ = bench(make, hidden, dtype=dtype, backend=backend, mode=mode)
+            if engine.tapes is not None:
+                engine.tapes.strict = True
+            info: list[Any] = []
+            for step in range(5):
+                batch = samples(5 if step % 4 == 3 else 7, 3, seed=step)
+                info += engine.step(state, batch._replace(x=batch.x.copy()))
+            states.append(state)
+            told.append([(n, np.asarray(a).tobytes()) for i in info[::2] for n, a in i.items()])
+            told[-1] += info[1::2]
+        changed = same_bits(states[0], states[1])
+        assert changed is None, f"{changed} differs between a step and its repetition."
+        assert told[0] == told[1], "a repeated step reports something else."
+
+
 def refuses_unknown_settings(make: Make) -> None:
     """An unknown hyper-parameter is told by name."""
     try:
@@ -276,6 +301,7 @@ CHECKS: tuple[Callable[[Make], None], ...] = (
     moves_what_it_learns,
     survives_dead_units,
     resumes_bit_exact,
+    repeats_its_steps,
     refuses_unknown_settings,
     agrees_across_backends,
     weighs_samples,

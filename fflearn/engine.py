@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
@@ -54,7 +55,7 @@ class Engine:
         "classification", or "regression": targets are numbers, and ``n_classes`` says how many.
     mode : str
         "tape": a step is recorded and then repeated without the rule's code, with the same bits;
-        "eager": every step runs the rule's code.
+        "eager": every step runs the rule's code.  Default: "tape", but where FFLEARN_EAGER is set.
     probes : mapping of str to callable, optional
         ``probe(view, update) -> float``, called for each layer's update; it reads only.  Results
         appear in a step's info as "name/layer index".
@@ -89,7 +90,7 @@ class Engine:
         horizon: tuple[int, int] | None = None,
         task: str = "classification",
         probes: Mapping[str, Callable[[LayerView, Update], float]] | None = None,
-        mode: str = "tape",
+        mode: str = "",
     ):
         self.rule, self.in_shape, self.n_classes = rule, tuple(in_shape), n_classes
         self.given = network(net, n_classes)
@@ -475,6 +476,7 @@ def default_optimizer(rule: Rule, **override: Any) -> Optimizer:
 
 
 def _checked_mode(mode: str) -> str:
+    mode = mode or ("eager" if os.environ.get("FFLEARN_EAGER") else "tape")
     if mode not in MODES:
         raise SpecError(f"mode needs one of {', '.join(MODES)}; got {mode!r}.")
     return mode

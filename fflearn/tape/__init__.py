@@ -18,6 +18,8 @@ from fflearn.tape.record import Recording, checked, inputs, record
 
 __all__ = ["Tapes"]
 
+MOST = 32  # kinds of steps that are kept: batches of ever new shapes are recorded again and again
+
 
 class Tapes:
     """The recorded steps of an engine.
@@ -37,6 +39,9 @@ class Tapes:
         self._first: dict[Hashable, Recording] = {}
         self._recorded: dict[Hashable, tuple[Recording, Any]] = {}
         self._programs: dict[Hashable, Program] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tapes, (self._engine,)  # addresses mean nothing elsewhere: steps are recorded anew
 
     def step(self, state: State, batch: Batch, variant: Hashable) -> tuple[dict[str, Any], Any]:
         """One step; what it reports, and the ledger."""
@@ -72,6 +77,9 @@ class Tapes:
         else:
             who = type(self._engine.rule).__name__
             self._recorded[key] = checked(self._first.pop(key), now, who), ledger
+        for held in (self._first, self._recorded, self._programs):
+            while len(held) > MOST:
+                held.pop(next(iter(held)))
         return info, ledger
 
 

@@ -172,6 +172,9 @@ class Program:
         keep = self._keeper(op.outs)
         if not changing:
             return lambda: keep(fn(*args, **kwargs))
+        if len(leaves(args, Ref)) == sum(isinstance(a, Ref) for a in args) and not kwargs:
+            each = [self._reader(a) if isinstance(a, Ref) else partial(_same, a) for a in args]
+            return lambda: keep(fn(*[read() for read in each]))
         read = {ref: self._reader(ref) for ref in changing}
 
         def now(ref: Ref) -> Any:
@@ -195,6 +198,9 @@ class Program:
         objects = self._objects
         if len(outs) == 1 and outs[0] is not None and outs[0].kind == "object":
             return partial(objects.__setitem__, outs[0].buffer)
+        if outs and all(out is not None and out.kind == "object" for out in outs):
+            names = [out.buffer for out in outs if out is not None]
+            return lambda found: objects.update(zip(names, found, strict=True))
         places = [None if out is None or out.kind == "object" else self.view(out) for out in outs]
 
         def keep(result: Any) -> None:
@@ -225,6 +231,10 @@ class Program:
 def flat(a: np.ndarray) -> np.ndarray:
     """The memory of an array without gaps, as bytes."""
     return np.ndarray(a.nbytes, np.uint8, a)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def results(result: Any) -> list[Any]:

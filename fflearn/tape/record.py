@@ -173,6 +173,6 @@ def checked(one: Recording, two: Recording, who: str) -> Recording:
         raise RecordError(
             f"two steps of {who} differ ({told[:400]}), so none can be repeated: something hidden "
             f"changes between steps. Draw noise from v.key or bus.key, keep what lasts in aux, and "
-            f'take step, progress and rates as the bus gives them; or type mode="eager", --eager.'
+            f'take step, progress and rates as the bus gives them; or type mode="eager", FFLEARN_EAGER=1.'
         )
     return two

@@ -24,7 +24,7 @@ SHARED = -1  # owner of what every layer may read: the step's number, the settin
 INSTEAD = (
     "Write NumPy operators instead, bus.settle for a loop that stops on a value, np.where for a "
     "choice between values, Rule.variant for structure that changes; or run the rule op by op: "
-    'Engine(..., mode="eager"), --eager.'
+    'Engine(..., mode="eager"), FFLEARN_EAGER=1.'
 )
 
 

@@ -243,7 +243,11 @@ class Probed:
 
     def __init__(self, probe: Any, v: LayerView):
         self.probe, self.view = probe, copy.copy(v)
-        self.view.params = self.view.aux = self.view.traces = self.view.state = {}
+        own, k = self.view, v.k.plain  # without anything of this recording
+        own.k, own.key, own._weight = k, v.key.using(k).at(0), None
+        own.params = own.aux = own.traces = own.state = own.reports = {}
+        key = None if v.env.key is None else v.env.key.using(k).at(0)
+        own.env = v.env._replace(side={}, key=key)
         self.__name__ = f"the probe {getattr(probe, '__name__', probe)}"
 
     def __eq__(self, other: object) -> bool:
@@ -264,9 +268,8 @@ class Probed:
         weight: Any,
     ) -> Any:
         v = copy.copy(self.view)
-        k = v.k.plain
-        v.k, v.key, v._weight = k, v.key.using(k).at(step), weight
+        v.key, v._weight = v.key.at(step), weight
         v.params, v.aux, v.traces, v.state, v.reports = params, aux, traces, state, {}
-        key = None if v.env.key is None else v.env.key.using(k).at(step)
+        key = None if v.env.key is None else v.env.key.at(step)
         v.env = v.env._replace(side=side, key=key)
         return self.probe(v, u)
