@@ -37,6 +37,11 @@ class PFA(Rule):
         uniform with variance 1 / m.
     density : float
         Part of the entries of B and of R that exist; B's variance is 1 / (m density) then.
+    matrix : str
+        "dense" is B as above.  "signs" and "hadamard" hold one number per column and are never
+        formed: m / n blocks, in each of which units change sign and order, or change sign and go
+        through a Walsh-Hadamard transform of which n columns are taken.  B B^T = 1 for "signs",
+        and for "hadamard" if n is a power of 2; else E[B B^T] = 1.
     collapsed : bool
         Keep the path P = R B^T itself instead of R, with grad P = (grad W) (B B^T): the same
         numbers with sgd, for a sixth of the products.  A simulation of the rule: P joins the
@@ -54,7 +59,9 @@ class PFA(Rule):
     orthogonal: bool = False
     density: float = 1.0
     collapsed: bool = False
+    matrix: str = "dense"
 
+    choices: ClassVar = {"matrix": ("dense", "signs", "hadamard")}
     channels: ClassVar = frozenset({Channel.FEEDBACK})
     short: ClassVar = ("product_feedback_alignment",)
     citation: ClassVar = "Ji-An & Benna (2024), arXiv:2405.20594"
@@ -67,12 +74,14 @@ class PFA(Rule):
     variants: ClassVar = {
         "o": {"expansion": 1, "orthogonal": True},
         "sparse": {"density": 0.3},
+        "signs": {"matrix": "signs"},
         "collapsed": {"collapsed": True},
     }
 
     probes: ClassVar = ("path_angle", "path_norm_ratio")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.expansion < 1:
             raise SpecError(f"pfa needs an expansion of 1 or more; got {self.expansion}.")
         if not 0 < self.density <= 1:
@@ -81,6 +90,11 @@ class PFA(Rule):
             raise SpecError(
                 "pfa needs density=1 with orthogonal or collapsed: rows with missing entries are "
                 "not orthonormal, and without all of R its path is no function of W."
+            )
+        if not self.plain and (self.orthogonal or self.collapsed or self.density < 1):
+            raise SpecError(
+                f"pfa needs matrix=dense with orthogonal, density or collapsed; got {self.matrix}. "
+                f"Leave orthogonal=true out: the rows of matrix=signs are orthonormal."
             )
 
     def advise(self, optimizer: Any) -> str:
@@ -98,14 +112,20 @@ class PFA(Rule):
         return ""
 
     # -- B and R ---------------------------------------------------------------------------------
+    @property
+    def plain(self) -> bool:
+        """Whether B is an array of its entries."""
+        return self.matrix == "dense"
+
     def init(self, v: LayerView, key: Key, shared: Key) -> Params:
         owned: Params = {}
         for name in () if v.is_input else v.weight_std():
             shape = v.params[name].shape
             # A convolution's W is (K, K, C / groups, n).
             groups = v.in_shape[-1] // shape[2] if name == "W" and len(shape) == 4 else 1
-            b = self.fixed(key.fold("B", name), shape[-1], groups)
-            shape = (*shape[:-1], b.shape[1])
+            draw = self.fixed if self.plain else self.structured
+            b = draw(key.fold("B", name), shape[-1], groups)
+            shape = (*shape[:-1], self.expansion * shape[-1])
             fans = math.prod(shape[:-2]) * (shape[-2] + shape[-1])
             r = uniform(key.fold("R", name), shape, math.sqrt(6 / fans))
             r *= key.fold("exists", name).uniform(shape, np.float64) < self.density
@@ -127,6 +147,54 @@ class PFA(Rule):
                 b[g, :, g] *= k.fold("exists").uniform((n, m), np.float64) < self.density
         return b.reshape(groups * n, groups * m)
 
+    def structured(self, key: Key, n: int, groups: int) -> Array:
+        """B (groups, expansion, n / groups) in one number each: `into`.
+
+        Its sign is that of a unit on the way in, its size less 1 the number of a column taken, of
+        those of all blocks.
+        """
+        blocks, n = groups * self.expansion, n // groups
+        wide = self.width(n)
+        columns = [i * wide + key.fold(i).permutation(wide)[:n] for i in range(blocks)]
+        signs = key.fold("signs").rademacher((blocks, n), np.float64)
+        return (signs * (1 + np.stack(columns))).reshape(groups, self.expansion, n)
+
+    def width(self, n: int) -> int:
+        """Columns that a block of n units has before n of them are taken."""
+        return 1 << (n - 1).bit_length() if self.matrix == "hadamard" else n
+
+    def into(self, k: Any, x: Array, b: Array) -> Array:
+        """x B: (..., n) -> (..., m)."""
+        if self.plain:
+            return times(k, x, b)
+        groups, _, n = b.shape
+        z = x.reshape(-1, groups, 1, n) * np.sign(b)
+        if self.matrix == "hadamard":
+            if more := self.width(n) - n:
+                silent = np.zeros_like(z, shape=(*z.shape[:3], more))
+                z = np.concatenate([z, silent], axis=3)
+            z = hadamard(k, z)
+        z = z.reshape(len(z), -1)[:, taken(b)] * self.scale(b)
+        return z.reshape(*x.shape[:-1], b.size)
+
+    def back(self, k: Any, x: Array, b: Array) -> Array:
+        """x B^T: (..., m) -> (..., n)."""
+        if self.plain:
+            return times(k, x, b.T)
+        groups, blocks, n = b.shape
+        rows, wide = math.prod(x.shape[:-1]), self.width(n)
+        z = np.zeros_like(x, shape=(rows, groups * blocks * wide))
+        z[:, taken(b)] = x.reshape(rows, b.size)
+        z = z.reshape(rows, groups, blocks, wide)
+        if self.matrix == "hadamard":
+            z = hadamard(k, z)[..., :n]
+        return ((z * np.sign(b)).sum(axis=2) * self.scale(b)).reshape(*x.shape[:-1], groups * n)
+
+    def scale(self, b: Array) -> float:
+        """Size of the entries of B that are not 0."""
+        _, blocks, n = b.shape
+        return 1 / math.sqrt(blocks * n if self.matrix == "hadamard" else blocks)
+
     def plastic(self, v: LayerView, owned: Params) -> tuple[str, ...]:
         return tuple(f"R.{name}" for name in pairs(owned))
 
@@ -135,7 +203,7 @@ class PFA(Rule):
         r = {name: v.aux[f"R.{name}"] for name in pairs(v.aux)}
         if self.collapsed:
             return r
-        return {name: times(v.k, r[name], v.aux[f"B.{name}"].T) for name in r}
+        return {name: self.back(v.k, r[name], v.aux[f"B.{name}"]) for name in r}
 
     # -- a step ----------------------------------------------------------------------------------
     def step(self, bus: Any, batch: Batch) -> dict[str, Any]:
@@ -150,9 +218,11 @@ class PFA(Rule):
             return None
         w = v.params.get("W")
         few = w is not None and w.ndim == 2 and da.size * sum(w.shape) < w.size * w.shape[1]
-        if few:  # rows (n_in + n) < n_in n: about where the population costs less than the path
+        if (
+            few and self.plain
+        ):  # rows (n_in + n) < n_in n: about where the population costs less than the path
             v.state["mid"] = times(v.k, da, v.aux["B.W"])
-        if few and not self.collapsed:
+        if "mid" in v.state and not self.collapsed:
             return v.input_vjp(v.trace, v.state["mid"], {"W": v.aux["R.W"]})
         return v.input_vjp(v.trace, da, self.paths(v))
 
@@ -163,7 +233,7 @@ class PFA(Rule):
         else:
             for name in pairs(v.aux):
                 g[name] = v.k.formed(g[name])
-                of_r[f"R.{name}"] = times(v.k, g[name], v.aux[f"B.{name}"])
+                of_r[f"R.{name}"] = self.into(v.k, g[name], v.aux[f"B.{name}"])
         if self.density < 1:  # what does not exist is 0 at first and gets no gradient
             of_r = {r: v.k.formed(a) * (v.aux[r] != 0) for r, a in of_r.items()}
         return Update(g, of_r)
@@ -196,6 +266,29 @@ def pairs(owned: Any) -> list[str]:
 def uniform(key: Key, shape: tuple[int, ...], bound: float) -> Array:
     """Uniform in (-bound, bound), in float64: both precisions start alike."""
     return (2 * key.uniform(shape, np.float64) - 1) * bound
+
+
+def taken(b: Array) -> Array:
+    """Numbers of the columns that a structured B takes (m,)."""
+    return np.abs(b).ravel().astype(np.intp) - 1
+
+
+def hadamard(k: Any, x: Array) -> Array:
+    """x H along the last axis of N = 2^i, H of -1 and 1: by H = H_a x H_b in N (a + b) products."""
+    n = x.shape[-1]
+    a = 1 << (n.bit_length() // 2)
+    b = n // a
+    z = times(k, x.reshape(-1, a, b), k.constant(sylvester(b, x.dtype)))
+    z = times(k, z.swapaxes(1, 2), k.constant(sylvester(a, x.dtype)))
+    return z.swapaxes(1, 2).reshape(x.shape)
+
+
+def sylvester(n: int, dtype: Any) -> Array:
+    """The Hadamard matrix of n = 2^i rows, Sylvester's."""
+    h = np.ones((1, 1), dtype)
+    while len(h) < n:
+        h = np.block([[h, h], [h, -h]])
+    return h
 
 
 def times(k: Any, a: Array, b: Array) -> Array:

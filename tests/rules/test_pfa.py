@@ -148,9 +148,11 @@ def test_with_adam_the_gap_does_not_shrink_so(order):
     [
         ({}, 0.02, 15.0, 20.0),  # arctan(1 / sqrt(10)) = 17.5 degrees
         ({"expansion": 1, "orthogonal": True}, 0.02, 0.0, 2.5),
+        ({"expansion": 2, "matrix": "signs"}, 0.02, 0.0, 2.5),
+        ({"expansion": 2, "matrix": "hadamard"}, 0.02, 0.0, 21.0),  # 96 of 128 columns: 19.4
         ({}, 0.0, 30.0, 180.0),
     ],
-    ids=["random", "orthogonal", "without decay"],
+    ids=["random", "orthogonal", "signs", "hadamard", "without decay"],
 )
 @pytest.mark.filterwarnings("ignore::fflearn.errors.SettingsWarning")  # the one without decay
 def test_the_angle_that_the_path_comes_to(settings, decay, low, high):
