@@ -468,6 +468,7 @@ class Rule:
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # parameter -> the words it may be
     short: ClassVar[tuple[str, ...]] = ()  # other names the command line accepts
     citation: ClassVar[str] = ""
+    needs_slopes: ClassVar[bool] = True  # it learns by derivatives of the loss, or of layers
     needs_linear: ClassVar[bool] = False  # the layer's core must be linear in its input
     needs_apart: ClassVar[bool] = False  # no layer may mix the samples of a batch
     needs_classes: ClassVar[bool] = False  # it learns from labels, right or wrong: no regression

@@ -207,6 +207,14 @@ class Engine:
             )
         if not self.objective.at_output:
             raise SpecError(f"{self.objective.kind} compares activity with a phase, not labels.")
+        layers = zip(self.specs, self.net.leaves, strict=True)
+        flat = [repr(spec.name) for spec, layer in layers if not layer.slopes]
+        flat += [] if self.objective.slopes else [f"the objective {self.objective.kind}"]
+        if rule.needs_slopes and flat:
+            raise SpecError(
+                f"{name} learns by derivatives, and that of {flat[0]} is 0. Take likelihood_ratio or "
+                f"zeroth_order, or something smooth in its place."
+            )
         for spec, layer in zip(self.specs, self.net.leaves, strict=True):
             if rule.needs_linear and not layer.linear:
                 raise SpecError(f"{name} needs layers linear in their input; not {spec.name!r}")

@@ -22,6 +22,7 @@ from fflearn.base import (
     Update,
 )
 from fflearn.errors import SpecError
+from fflearn.networks import Network
 
 SIGNS = "-+"  # a pass is called by its sign and, layer by layer, the index of the noisy layer
 
@@ -85,6 +86,7 @@ class LikelihoodRatio(Rule):
     learn_sigma: bool = False
 
     channels: ClassVar = frozenset({Channel.LOSS})
+    needs_slopes: ClassVar = False
     choices: ClassVar = {
         "on": ("activity", "weights"),
         "noise": ("normal", "sobol"),
@@ -122,6 +124,16 @@ class LikelihoodRatio(Rule):
     @property
     def needs_apart(self) -> bool:  # type: ignore[override]
         return self.on == "activity"
+
+    def adapt(self, net: Network) -> Network:
+        for layer in net.leaves:
+            inside = getattr(layer, "leaves", ())[:-1]
+            if self.on == "activity" and not all(inner.slopes for inner in inside):
+                raise SpecError(
+                    f"likelihood_ratio takes derivatives inside of {layer.spec()!r}, and one of its "
+                    f"layers has none but 0. End the block there, where noise is."
+                )
+        return net
 
     def init(self, v: LayerView, key: Key, shared: Key) -> Params:
         return {"log_factor": np.zeros(1)} if self.learn_sigma and v.learns else {}

@@ -80,6 +80,7 @@ class ZerothOrder(Rule):
     shuffle: int = 1
 
     channels: ClassVar = frozenset({Channel.SCALAR})
+    needs_slopes: ClassVar = False
     choices: ClassVar = {
         "noise": ("gaussian", "rademacher", "coordinate"),
         "sign": ("none", "estimate", "slope"),

@@ -31,6 +31,7 @@ class Layer:
 
     kind: ClassVar[str]
     learns: ClassVar[bool] = True  # has parameters
+    slopes: ClassVar[bool] = True  # has derivatives other than 0
     weights: ClassVar[tuple[str, ...]] = ()  # parameters that are weight matrices
     buffers: ClassVar[tuple[str, ...]] = ()  # parameters that no gradient moves
     couples_samples: ClassVar[bool] = False  # one sample's output depends on the others

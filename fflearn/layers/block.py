@@ -84,6 +84,10 @@ class Block(Layer):
         return any(layer.learns for layer in self.leaves)
 
     @property
+    def slopes(self) -> bool:  # type: ignore[override]
+        return all(layer.slopes for layer in self.leaves)
+
+    @property
     def buffers(self) -> tuple[str, ...]:  # type: ignore[override]
         own = tuple(f"{i}.{n}" for i, layer in enumerate(self.leaves) for n in layer.buffers)
         return own if self.ahead is None else (*own, *(f"{HEAD}.{n}" for n in self.ahead.buffers))

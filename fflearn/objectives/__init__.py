@@ -24,6 +24,7 @@ class Objective:
     kind: ClassVar[str]
     at_output: ClassVar[bool] = True  # can train the network's output against targets
     classes: ClassVar[bool] = True  # its targets must be classes, and no other numbers
+    slopes: ClassVar[bool] = True  # has derivatives other than 0
 
     def __call__(self, k: Any, y: Any, target: Any) -> Readout:
         """(B, *out) and its target -> loss (B,) and d loss_i / d y (B, *out), no batch mean.

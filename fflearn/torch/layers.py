@@ -260,6 +260,7 @@ LAYERS: dict[str, Function] = {
     "position": _position,
     "rms_norm": _rms_norm,
     "sage": _sage,
+    "step": lambda layer, p, x, env: (x > 0).to(x.dtype) + 0 * x,  # of derivative 0, not none
 }
 ACTIVATIONS: dict[str, Function] = {
     "relu": torch.relu,

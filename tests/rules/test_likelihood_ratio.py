@@ -16,9 +16,8 @@ from fflearn.base import Batch, LayerView, Readout
 from fflearn.checks import BRANCHES, bench
 from fflearn.engine import Engine
 from fflearn.errors import SpecError
-from fflearn.layers.act import Act
-from fflearn.layers.dense import Dense
 from fflearn.objectives import Objective
+from fflearn.objectives.zero_one import ZeroOne
 from fflearn.random import Key
 
 ulr = partial(registry.rule, "likelihood_ratio")
@@ -35,31 +34,6 @@ class Linear(Objective):
     def __call__(self, k, y, target):
         c = C[: y.shape[1]]
         return Readout(y @ c + target.sum(1), np.zeros_like(y) + c)
-
-
-@dataclass(frozen=True)
-class ZeroOne(Objective):
-    """loss = 1 where the largest output is not the label's; its derivative is 0."""
-
-    kind: ClassVar[str] = "zero_one"
-
-    def __call__(self, k, y, target):
-        return Readout((y.argmax(1) != target.argmax(1)).astype(y.dtype), np.zeros_like(y))
-
-
-@dataclass(frozen=True)
-class Step(Act):
-    """y = 1 where x is above 0, else 0; its derivative is 0."""
-
-    activation: str = "identity"
-    kind: ClassVar[str] = "step"
-
-    def forward(self, k, p, x, env, noise=None):
-        t = super().forward(k, p, x, env, noise)
-        return t._replace(y=self.act(k, t.a))
-
-    def act(self, k, a):
-        return (a > 0).astype(a.dtype)
 
 
 def made(net, settings, in_shape, outputs, objective="mse"):
@@ -332,7 +306,7 @@ def test_errors_are_counted_without_a_derivative(settings):
 @modes
 def test_step_units_learn_as_their_smoothed_selves(layerwise):
     sigma, x, n = 0.8, np.array([1.0, -0.5]), 900
-    net = [Dense(1), Step(), Dense(1)]
+    net = "dense 1 | step | dense 1"
     engine, state = made(net, {"sigma": sigma, "layerwise": layerwise}, (2,), 1, Linear())
     state.params[0]["W"][:] = [[0.6], [0.3]]
     state.params[2]["W"][:] = 1.5
@@ -504,3 +478,48 @@ OTHERS = {
 @pytest.mark.parametrize("settings", OTHERS.values(), ids=OTHERS)
 def test_other_settings_pass_the_checks_of_every_rule(settings, check):
     check(partial(ulr, **settings))
+
+
+# ---- without slopes --------------------------------------------------------------------------------
+
+FLAT = {
+    "step units": ("dense 5 | step | dense 2", "softmax_cross_entropy", "that of '1 step' is 0"),
+    "inside": (
+        "block(dense 5 | step) | dense 2",
+        "mse",
+        r"that of '0 block\(dense 5 \| step\)' is 0",
+    ),
+    "errors": ("dense 5 tanh | dense 2", "zero_one", "that of the objective zero_one is 0"),
+}
+
+
+@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize(("net", "objective", "told"), FLAT.values(), ids=FLAT)
+def test_rules_that_learn_by_derivatives_refuse_what_has_none(net, objective, told, name):
+    kind = registry.rule_class(name)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 3))
+    batch = Batch(x, np.eye(2)[(x[:, 0] > 0) * 1])
+    try:
+        engine = Engine(net, registry.rule(name), (3,), 2, objective=objective)
+    except SpecError as e:
+        assert kind.needs_slopes  # some rules refuse such a network before, by words of their own
+        assert "step" in str(e) or "zero_one" in str(e)
+        return
+    assert not kind.needs_slopes
+    state = engine.init(0)
+    losses = [float(engine.step(state, batch)[0]["loss"]) for _ in range(60)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(("net", "objective", "told"), FLAT.values(), ids=FLAT)
+def test_the_refusal_says_what_is_flat_and_what_to_take(net, objective, told):
+    with pytest.raises(SpecError, match=f"Backprop learns by derivatives, and {told}. Take likeli"):
+        Engine(net, registry.rule("backprop"), (3,), 2, objective=objective)
+
+
+def test_a_step_inside_of_a_block_is_refused():
+    net = "block(dense 4 | step | dense 3) | dense 2"
+    with pytest.raises(SpecError, match=r"inside of 'block\(dense 4 \| step \| dense 3\)'"):
+        Engine(net, ulr(), (3,), 2)
+    Engine(net, ulr(on="weights"), (3,), 2)
