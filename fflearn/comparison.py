@@ -7,9 +7,9 @@ import math
 import statistics
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from fflearn import registry, tuning
 from fflearn.base import Channel
-from fflearn.cluster import working_on
+from fflearn.cluster import spread
 from fflearn.data import Data
 from fflearn.data import load as load_data
 from fflearn.errors import DivergenceError, FFLearnError, ShapeError, SpecError
@@ -104,17 +104,15 @@ def compare(
         )
     if jobs == 1 and not cluster:
         return [record_of(run, data, folder, quiet) for run, data in runs]
+    folder = None if folder is None else folder.absolute()  # workers may start somewhere else
+    work = partial(record_of, folder=folder, quiet=True, contended=True)
+    if cluster:
+        rules = {Path(run.variant.name) for run, _ in runs if source(run.variant.name)}
+        files = [*rules, *([] if folder is None else [folder / "experiment.toml"])]
+        return spread(cluster, jobs, work, runs, files)
     from joblib import Parallel, delayed
 
-    folder = None if folder is None else folder.absolute()  # workers may start somewhere else
-    rules = {Path(run.variant.name) for run, _ in runs if source(run.variant.name)}
-    files = [*rules, *([] if folder is None else [folder / "experiment.toml"])]
-    elsewhere = (
-        working_on(cluster, jobs, files, list(loaded.values())) if cluster else nullcontext()
-    )
-    work = (delayed(record_of)(run, data, folder, True, contended=True) for run, data in runs)
-    with elsewhere:
-        return list(Parallel(n_jobs=-1 if cluster else jobs, verbose=0 if quiet else 5)(work))
+    return list(Parallel(jobs, verbose=0 if quiet else 5)(delayed(work)(*pair) for pair in runs))
 
 
 def _resolved(cell: Experiment, data: Data) -> Experiment:

@@ -11,7 +11,7 @@ from core_runs import contents, unmeasured
 
 from fflearn import cluster, comparison, report
 from fflearn.comparison import compare
-from fflearn.errors import MissingExtra, SpecError
+from fflearn.errors import DivergenceError, MissingExtra, SpecError
 
 NET = "dense 8 relu | dense 3"
 SMALL = {"data": "blobs.csv", "net": NET, "epochs": 2, "batch_size": 16, "seeds": (0, 1)}
@@ -68,7 +68,7 @@ def test_a_cluster_gives_the_records_of_a_serial_run(here, scheduler):
 @needs_dask
 @pytest.mark.slow
 def test_what_the_workers_do_not_see_is_named_before_training(here, scheduler, monkeypatch):
-    monkeypatch.setattr(comparison, "record_of", None)
+    monkeypatch.setattr(comparison, "record_of", lambda *a, **k: pytest.fail("it ran"))
     with pytest.raises(SpecError, match=r"does not see my_rule\.py\. Use paths that"):
         compare(out="out", cluster=scheduler, **{**SMALL, "rules": ("dfa", "my_rule.py")})
     with pytest.raises(SpecError, match="leave jobs at 1"):
@@ -81,9 +81,26 @@ def test_from_the_command_line_on_this_machine(here, say, monkeypatch):
     monkeypatch.setattr(report, "can_draw", lambda: False)  # audits and figures have their tests
     words = ("--data", "blobs.csv", "--net", NET, "--epochs", 1, "--rules", "dfa", "--seeds", 2)
     words += ("--backend", "reference")
-    said = say("compare", *words, "--cluster", "local", "--jobs", 2, "--out", "out", "--quiet")
+    said = say("compare", *words, "--cluster", "local", "--out", "out", "--quiet")
     assert said.code == 0 and len(list(Path("out/records").iterdir())) == 2
     assert said.out.splitlines()[2].split()[0] == "dfa"
+
+
+@needs_dask
+@pytest.mark.slow
+def test_a_run_that_diverges_is_named(here, scheduler):
+    with pytest.raises(DivergenceError, match="dfa seed 0: "):
+        compare(cluster=scheduler, optimizer="sgd", lr=1e38, **{**SMALL, "seeds": (0,), "tune": 0})
+
+
+@needs_dask
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_need_to_be_there_and_to_run_one_thing_at_a_time(here, workers):
+    distributed = pytest.importorskip("distributed")
+    how = {"processes": False, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0"}
+    refused = pytest.raises(SpecError, match="each with one thread.*--nthreads 1")
+    with distributed.LocalCluster(n_workers=workers, **how) as made, refused:
+        compare(cluster=made.scheduler_address, **SMALL)
 
 
 @needs_dask
@@ -98,7 +115,7 @@ def test_an_address_where_nothing_answers_is_told(here, monkeypatch, say):
 
 def test_without_dask_the_extra_is_named(here, monkeypatch):
     monkeypatch.setattr(cluster, "installed", lambda module: False)
-    monkeypatch.setattr(comparison, "record_of", None)
+    monkeypatch.setattr(comparison, "record_of", lambda *a, **k: pytest.fail("it ran"))
     with pytest.raises(MissingExtra, match=r'pip install "fflearn\[sweep\]"'):
         compare(cluster="local", **SMALL)
 
