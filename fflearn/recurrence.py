@@ -133,7 +133,7 @@ class Recurrent(Layer):
             if noise is not None and within:
                 state = (state[0] + noise[:, at], *state[1:])
             states.append(state[0])
-        a = states[-1] if self.last else np.stack(states, axis=1)
+        a = states[-1] if self.last else k.stack(states, axis=1)
         if noise is not None and not within:
             a = a + noise
         return Trace(x, a, a, p, inner)
@@ -147,7 +147,7 @@ class Recurrent(Layer):
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
         dzx, dzh = self._sweep(k, t, da)
         n, columns = len(da), dzx.shape[-1]
-        rows, before = dzx.reshape(-1, columns), np.stack(t.inner.before, axis=1)
+        rows, before = dzx.reshape(-1, columns), k.stack(t.inner.before, axis=1)
         return {
             "Wx": Product(t.x.reshape(len(rows), -1), rows, n),
             "Wh": Product(before.reshape(len(rows), -1), dzh.reshape(-1, columns), n),
@@ -173,7 +173,7 @@ class Recurrent(Layer):
                 dzh = dzh + k.matmul(before, dp["Wh"])
             dstate = self.cell_jvp(k, kept, dzx[:, at], dzh, dstate)
             tangents.append(dstate[0])
-        return tangents[-1] if self.last else np.stack(tangents, axis=1)
+        return tangents[-1] if self.last else k.stack(tangents, axis=1)
 
     # -- inside ----------------------------------------------------------------------------------
     def _zeros(self, x: Any) -> tuple[Any, ...]:
@@ -197,7 +197,7 @@ class Recurrent(Layer):
                 dstate = self.own_path(down, by_h, wh)
             else:
                 dstate = self._zeros(t.x)
-        return np.stack(dzx[::-1], axis=1), np.stack(dzh[::-1], axis=1)
+        return k.stack(dzx[::-1], axis=1), k.stack(dzh[::-1], axis=1)
 
 
 def _each_time(product: Any, rows: Any, w: Any) -> Any:

@@ -239,6 +239,8 @@ def fit(
     if patience:
         data = data.split_validation()
     batches, callbacks = data.batches(batch_size, seed), tuple(callbacks)
+    if k := _device_of(engine):
+        batches = batches.on(k)
     engine.horizon = (batches.steps_per_epoch, epochs)
     run = Progress(engine, engine.init(seed), data, epochs)
     identity = _identity(engine, data, epochs, batches.batch_size, patience, budget)
@@ -281,7 +283,7 @@ def _bar(run: Progress, batches: Any, quiet: bool) -> Any:
 def _epoch(run: Progress, batches: Any, bar: Any, meter: EnergyMeter, budget: Budget) -> bool:
     """Train for an epoch, or until the budget is spent: then it is True."""
     engine, state = run.engine, run.state
-    good, losses = state.copy(), []
+    good, losses = state.copy(), Losses(engine)
     seconds, spent = run.train_seconds, False
     meter.joules()  # what evaluation took before does not count
     with np.errstate(all="ignore"):  # what overflows is found below, and raised
@@ -289,26 +291,75 @@ def _epoch(run: Progress, batches: Any, bar: Any, meter: EnergyMeter, budget: Bu
             start = time.perf_counter()
             batch = batches.batch(step)
             info, ledger = engine.step(state, batch)
-            losses.append(float(info.get("loss", 0.0)))
+            bad = losses.note(info.get("loss", 0.0))
             seconds += time.perf_counter() - start
-            if not math.isfinite(losses[-1]):
-                _diverged(run, good, step)
+            if bad is not None:
+                _diverged(run, good, step - bad)
             if len(batch.x) == batches.batch_size:
                 run.ledger = ledger
             bar.update()
             run.samples = _samples(run, batches)
             if spent := budget.spent(seconds, run.samples):
                 break
+        bad = None
+        if losses.waiting:  # for a device: it finishes here
+            start = time.perf_counter()
+            bad = losses.read()
+            seconds += time.perf_counter() - start
+        if bad is not None:
+            _diverged(run, good, state.step - 1 - bad)
     if state.first_bad():
         _diverged(run, good, state.step - 1)
     complete = state.step % batches.steps_per_epoch == 0
     run.curves["epoch"].append(run.epoch + 1 if complete else state.step / batches.steps_per_epoch)
-    run.curves["loss"].append(sum(losses) / len(losses))
+    run.curves["loss"].append(sum(losses.found) / len(losses.found))
     run.curves["seconds"].append(seconds)
     joules, curve = meter.joules(), run.curves.setdefault("joules", [])
     so_far = curve[-1] if curve else 0.0
     curve.append(None if joules is None or so_far is None else so_far + joules)
     return spent
+
+
+def _device_of(engine: Any) -> Any:
+    """The kernels of a device; None where arrays are NumPy's (and of PyTorch's engine)."""
+    k = getattr(engine, "kernels", None)
+    return None if k is None or k.on_host else k
+
+
+class Losses:
+    """The losses of an epoch.  A device keeps them, and is asked for `EVERY` at once.
+
+    Attributes
+    ----------
+    found : list of float
+        Those read so far.
+    waiting : list
+        Those still on the device.
+    """
+
+    EVERY = 100
+
+    def __init__(self, engine: Any):
+        self.found: list[float] = []
+        self._k = _device_of(engine)
+        self.waiting: list[Any] = []
+
+    def note(self, loss: Any) -> int | None:
+        """Take over a step's; as `read` where it is time to."""
+        # A copy: the next step overwrites what this one reports.
+        kept = self._k is not None and hasattr(loss, "dtype")
+        self.waiting.append(loss + 0.0 if kept else loss)
+        return None if kept and len(self.waiting) < self.EVERY else self.read()
+
+    def read(self) -> int | None:
+        """Read those that wait: how many steps ago the first was that is not finite, or None."""
+        new, self.waiting = self.waiting, []
+        if self._k is not None and new and hasattr(new[-1], "dtype"):
+            new = self._k.host(self._k.stack(new)).tolist()
+        new = list(map(float, new))
+        self.found += new
+        bad = (i for i, loss in enumerate(new) if not math.isfinite(loss))
+        return next((len(new) - 1 - i for i in bad), None)
 
 
 def _samples(run: Progress, batches: Any) -> int:

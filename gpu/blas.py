@@ -34,8 +34,9 @@ COMPUTE = {
 @cache
 def _library() -> Any:
     """The cuBLAS that CuPy has loaded, or that the system finds."""
-    import cupy_backends.cuda.libs.cublas  # noqa: F401  (loads the library that belongs to it)
+    from cupy.cuda import device
 
+    device.get_cublas_handle()  # loads the library that belongs to CuPy, wherever it lies
     with open("/proc/self/maps") as maps:
         loaded = [line.split()[-1] for line in maps if "libcublas.so" in line]
     name = loaded[0] if loaded else ctypes.util.find_library("cublas")

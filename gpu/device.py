@@ -24,6 +24,8 @@ class CupyDevice:
 
     Attributes
     ----------
+    no_graphs : str
+        Why steps cannot be captured; "" where they can.
     grid : tuple of (int, int)
         Blocks of an elementwise kernel, at most, and threads of one.
     small : int
@@ -33,6 +35,7 @@ class CupyDevice:
     """
 
     small = 1 << 20
+    no_graphs = ""
     grid = 1056, THREADS  # 8 blocks for each of 132 multiprocessors
 
     def __init__(self, index: int = 0, precision: str = ""):
@@ -54,6 +57,11 @@ class CupyDevice:
         with self._device, self.stream:
             yield
 
+    def fits(self, nbytes: int) -> bool:
+        """Whether data of that size can stay on the device and leave half of it to the steps."""
+        free, _ = self._cupy.cuda.runtime.memGetInfo()
+        return 2 * nbytes <= free
+
     def host(self, a: Any) -> np.ndarray:
         """A copy in NumPy's memory."""
         return self._cupy.asnumpy(a)
@@ -73,6 +81,7 @@ class SimulatedDevice:
     """
 
     xp = np
+    no_graphs = "the simulator has no CUDA graphs"
     grid = 2, 3
 
     def __init__(self, small: int = 0, direct: bool = False) -> None:
@@ -81,6 +90,10 @@ class SimulatedDevice:
     def here(self) -> Any:
         """Nothing has to be current."""
         return nullcontext()
+
+    def fits(self, nbytes: int) -> bool:
+        """The memory is the host's, where the data are already."""
+        return True
 
     def host(self, a: Any) -> np.ndarray:
         """The array itself."""

@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
-from fflearn.base import Batch
+import numpy as np
+
+from fflearn.base import Batch, Settled
 from fflearn.bus import Bus
 from fflearn.errors import RecordError, SettingsWarning
 from fflearn.gpu.kernels import DECAY, LR, PROGRESS
@@ -31,6 +33,22 @@ class DeviceBus(Bus):
     def _settings(self) -> tuple[Any, Any, Any]:
         return Setting(PROGRESS), Setting(LR), Setting(DECAY)
 
+    def settle(
+        self,
+        bottom: Any,
+        top: Callable[[], Any] | None = None,
+        steps: int = 50,
+        tol: float = 0.0,
+    ) -> Settled:
+        """As `Bus.settle`; with ``tol`` 0 no change is read on the host, so it can be captured."""
+        if tol > 0:
+            return super().settle(bottom, top, steps, tol)
+        change: Any = np.inf
+        for _ in range(steps):
+            change = self.relax(bottom, top)
+        self._rise(bottom)
+        return Settled(steps, change)
+
 
 class Graphs:
     """The captured steps of an engine.
@@ -46,7 +64,9 @@ class Graphs:
     def __init__(self, engine: Any):
         self._engine, self._k = engine, engine.kernels
         self.strict = False
-        self.why = "probes read their values on the host" if engine.probes else ""
+        self.why = self._k.device.no_graphs
+        if engine.probes:
+            self.why = "probes read their values on the host"
         self._seen: dict[Hashable, weakref.ref[State]] = {}
         self._graphs: dict[Hashable, Graph] = {}
 
@@ -125,7 +145,7 @@ class Graph:
         self._into = {n: a.copy() for n, a in _arrays(batch).items()}
         self._pool = cupy.cuda.MemoryPool()  # the graph's own: nobody else may use its memory
         stream = k.device.stream
-        with cupy.cuda.using_allocator(self._pool.malloc):
+        with cupy.cuda.using_allocator(self._pool.malloc), _no_copies_from_the_host(cupy):
             stream.begin_capture()
             try:
                 self.info, self.ledger = run(batch._replace(**self._into))
@@ -145,6 +165,23 @@ class Graph:
         for n, a in _arrays(batch).items():
             self._into[n][...] = a
         self._graph.launch(self._stream)
+
+
+@contextlib.contextmanager
+def _no_copies_from_the_host(cupy: Any) -> Iterator[None]:
+    """CuPy copies through page-locked memory that it then gives away: a graph would read there."""
+
+    def refuse(size: int) -> None:
+        raise RecordError(
+            "it brings an array of the host to the device. Make it with np.zeros_like and its kin, "
+            "or pass it through k.constant."
+        )
+
+    cupy.cuda.set_pinned_memory_allocator(refuse)
+    try:
+        yield
+    finally:
+        cupy.cuda.set_pinned_memory_allocator(cupy.get_default_pinned_memory_pool().malloc)
 
 
 def _arrays(batch: Batch) -> dict[str, Any]:

@@ -8,7 +8,7 @@ memory, so that a captured step stays true (`fflearn.gpu.graphs`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -131,6 +131,11 @@ class CudaKernels(Kernels):
         with self.device.here():
             return self.xp.ascontiguousarray(self.xp.asarray(a, dtype))
 
+    def fits(self, nbytes: int) -> bool:
+        """Whether there is room for data of that size, and for the steps."""
+        with self.device.here():
+            return self.device.fits(nbytes)
+
     def host(self, a: Any) -> np.ndarray:
         with self.device.here():
             return self.device.host(a)
@@ -146,6 +151,14 @@ class CudaKernels(Kernels):
             placed = Sparse(self, a.tocsr()) if hasattr(a, "tocsr") else self.asarray(a)
             self._sides[id(a)] = a, placed
         return self._sides[id(a)][1]
+
+    def stack(self, arrays: Sequence[Array], axis: int = 0) -> Array:
+        # Of more than 8 small arrays CuPy brings the addresses from the host.
+        parts = [self.xp.stack(arrays[i : i + 8], axis) for i in range(0, len(arrays), 8)]
+        while len(parts) > 1:
+            groups = (parts[i : i + 8] for i in range(0, len(parts), 8))
+            parts = [self.xp.concatenate(group, axis) for group in groups]
+        return parts[0]
 
     def sum_by_id(self, ids: Array, rows: Array, n: int) -> Array:
         # A product, whose order of summation is fixed; atomic additions would have none.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -67,6 +67,18 @@ class Batches:
         self._key = Key(seed).fold("order")
         self._augment = Augment(data.augment, seed, n) if data.augment else None
         self._cached: tuple[int, np.ndarray] | None = None
+        self._placed: Placed | None = None
+
+    def on(self, k: Any) -> Batches:
+        """Self, whose samples now lie where kernels ``k`` have their arrays, if there is room.
+
+        Batches are then gathered there: an epoch moves its order alone.  Augmented samples are
+        made on the host, and stay there.
+        """
+        x, y = self.data.x_train, self.data.y_train
+        if not k.on_host and self._augment is None and k.fits(x.nbytes + y.nbytes):
+            self._placed = Placed(k, x, y, self._one_hot)
+        return self
 
     def order(self, epoch: int) -> np.ndarray:
         """Sample indices of an epoch in the order of use, int64 (N,)."""
@@ -87,9 +99,31 @@ class Batches:
         if step < 0:
             raise DataError(f"Batches.batch needs a step of 0 or more; got {step}. Type 0.")
         epoch, i = divmod(step, self.steps_per_epoch)
-        chosen = self.order(epoch)[i * self.batch_size : (i + 1) * self.batch_size]
+        part = slice(i * self.batch_size, (i + 1) * self.batch_size)
+        if self._placed is not None:
+            return self._placed.batch(epoch, self.order(epoch), part)
+        chosen = self.order(epoch)[part]
         x = self.data.x_train[chosen]
         if self._augment is not None:
             x = self._augment(x, epoch, chosen)
         y = self.data.y_train[chosen]
         return Batch(x, y if self._one_hot is None else self._one_hot[y])
+
+
+class Placed:
+    """Samples and targets on a device, and the order of an epoch."""
+
+    def __init__(self, k: Any, x: np.ndarray, y: np.ndarray, one_hot: np.ndarray | None) -> None:
+        self._k, self._epoch = k, -1
+        self._x, self._y = k.asarray(x), k.asarray(y)
+        self._one_hot = None if one_hot is None else k.asarray(one_hot)
+        self._order: Any = None
+
+    def batch(self, epoch: int, order: np.ndarray, part: slice) -> Batch:
+        """As `Batches.batch`, of the same samples."""
+        with self._k.running(1):
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, self._k.asarray(order)
+            chosen = self._order[part]
+            x, y = self._x[chosen], self._y[chosen]
+            return Batch(x, y if self._one_hot is None else self._one_hot[y])

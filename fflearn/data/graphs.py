@@ -187,6 +187,13 @@ class WholeGraph:
         weight[data.train] = 1
         self._batch = Batch(data.x, y, data.side, weight)
 
+    def on(self, k: Any) -> WholeGraph:
+        """Self, whose nodes now lie where kernels ``k`` have their arrays."""
+        x, y = self._batch.x, self._batch.y
+        if not k.on_host:
+            self._batch = self._batch._replace(x=k.asarray(x), y=k.asarray(y))
+        return self
+
     def batch(self, step: int) -> Batch:
         """``x`` (N, F), ``y`` (N, C) and ``weight`` (N,), zero outside the training part."""
         if step < 0:

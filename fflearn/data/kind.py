@@ -58,7 +58,10 @@ class Data:
         def test_n(self) -> int: ...
 
     def batches(self, batch_size: int, seed: int) -> Any:
-        """The training part: ``batch(step)``, ``batch_size`` and ``steps_per_epoch``."""
+        """The training part: ``batch(step)``, ``batch_size``, ``steps_per_epoch``, ``on(kernels)``.
+
+        The last returns batches whose arrays lie where a device's kernels have theirs.
+        """
         raise NotImplementedError
 
     def split_validation(self) -> Data:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -106,6 +106,10 @@ class DrawnBatches:
         self.data, self.batch_size = data, int(batch_size)
         self.steps_per_epoch = data.n_train // self.batch_size
         self._key = Key(seed).fold(data.kind, "train")
+
+    def on(self, k: Any) -> DrawnBatches:
+        """Self: samples are drawn on the host, for each step anew."""
+        return self
 
     def batch(self, step: int) -> Batch:
         """``x`` (B, *in_shape) and the targets ``y`` of a step."""

@@ -5,7 +5,7 @@ each row's own loss; the mean over rows is taken once, where a gradient is forme
 the dtype of the inputs, float32 or float64.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NamedTuple
 
@@ -66,6 +66,10 @@ class Kernels:
         """An array of this backend, C-contiguous: copied from the host where it lies elsewhere."""
         return np.ascontiguousarray(a, dtype)
 
+    def fits(self, nbytes: int) -> bool:
+        """Whether there is room for data of that size, and for the steps."""
+        return True
+
     def host(self, a: Any) -> np.ndarray:
         """A NumPy array with the values of this backend's."""
         return np.asarray(a)
@@ -81,6 +85,10 @@ class Kernels:
         the shape of activity is made by ``np.zeros_like(x, shape=...)`` and its kin.
         """
         return a
+
+    def stack(self, arrays: Sequence[Array], axis: int = 0) -> Array:
+        """Arrays of one shape side by side, on a new axis; any number of them."""
+        return np.stack(arrays, axis)
 
     def one_hot(self, ids: Array, n: int, dtype: Any) -> Array:
         """(*shape) whole numbers -> (*shape, n), 1 at the number and 0 elsewhere."""
