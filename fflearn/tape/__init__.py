@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from fflearn.base import Batch
-from fflearn.errors import RecordError
+from fflearn.errors import FFLearnError, RecordError
 from fflearn.state import State
 from fflearn.tape.program import Program
 from fflearn.tape.record import Recording, checked, inputs, record
@@ -61,10 +61,11 @@ class Tapes:
         before = state.copy()
         try:
             return self._record(state, batch, variant, key)
-        except RecordError as e:
-            if self.strict:
+        except Exception as e:
+            told = isinstance(e, FFLearnError) and not isinstance(e, RecordError)
+            if self.strict or told:
                 raise
-            state.restore(before)
+            state.restore(before)  # if the rule's code is at fault, it says so itself
             self.why = str(e)
             return engine._op_by_op(state, batch, variant)
 

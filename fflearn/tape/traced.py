@@ -382,8 +382,8 @@ class Recorder:
         base = root(t._value) if t._ref.kind == "array" else None
         if base is None or not (base.flags.c_contiguous or base.flags.f_contiguous):
             raise RecordError(
-                "what a settling sweep changes needs to be an array without gaps. Let relax set a "
-                ".copy() of it."
+                "what a settling sweep changes needs to be arrays, in memory without gaps; a number "
+                "is none. Let relax keep sums with keepdims=True, or a .copy()."
             )
         flat = base.ravel(order="K")
         return Traced(self, flat, self._place(flat), t._owner)
