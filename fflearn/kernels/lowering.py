@@ -384,6 +384,18 @@ def _setitem(t: Any, outs: list[Any], to: Any, at: Any, value: Any) -> bool | No
     return at is Ellipsis and single(to, source) and _copy(t, to, source)
 
 
+@_into(FUNCTIONS, operator.getitem)
+def _getitem(t: Any, outs: list[Any], a: Any, at: Any) -> bool | None:
+    """One number of an array; what is an array itself is a view, and so no operation."""
+    places = at if isinstance(at, tuple) else (at,)
+    single_number = single(a, outs[0]) and all(type(i) is int for i in places)
+    if not single_number or len(places) != len(a.shape):
+        return False
+    each = zip(places, a.shape, a.strides, strict=True)
+    offset = a.offset + sum(i % n * stride for i, n, stride in each)
+    return _copy(t, outs[0], a._replace(offset=offset, shape=(), strides=()))
+
+
 @_into(METHODS, "copy")
 def _copied(t: Any, outs: list[Any], a: Any, order: str = "C") -> bool | None:
     return single(a, outs[0]) and _copy(t, outs[0], a)
