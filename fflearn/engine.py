@@ -120,9 +120,9 @@ class Engine:
             readers = [i for i, n in enumerate(nodes) if s in n.sources]
             if readers:
                 self.last_use[max(readers)].append(s)
-        of_input = [n.leaf for n in nodes if -1 in n.sources]
         # Whether the network's input may be a `Shown`: one layer reads it, and can.
-        self.shares = len(of_input) == 1 and leaves[of_input[0]].shares
+        of_input = [leaves[n.leaf] for n in nodes if -1 in n.sources and n.leaf is not None]
+        self.shares = len(of_input) == 1 and of_input[0].shares
         shapes: list[tuple[int, ...]] = []  # per node; a rule may feed layers other inputs
         self.specs: tuple[LayerSpec, ...] = ()
         chain = self.net.shapes(self.in_shape)

@@ -212,6 +212,12 @@ class Labelled:
         """Samples with their labels (B, C), then r blocks of them with wrong ones: (1 + r) B rows."""
         return self.embed.shown(x, np.concatenate([y, self.draw(k, y, logits, key)]))
 
+    def half(self, k: Any, x: Any, y: Any, logits: Any, key: Key) -> Any:
+        """The first half of the samples with their labels, the others with a wrong one: B rows."""
+        n = len(y) - len(y) // 2
+        wrong = self.draw(k, y[n:], None if logits is None else logits[n:], key)
+        return self.embed(x, np.concatenate([y[:n], wrong]))
+
     def each(self, x: Any, n_classes: int, k: Any) -> Any:
         """Samples with the first label, then with the second, and so on: C B rows."""
         labels = k.constant(np.eye(n_classes, dtype=x.dtype))
@@ -253,6 +259,11 @@ class Hybrid:
         m = self.masks(k, x.shape, key)
         m = m.reshape(*m.shape, *[1] * (x.ndim - m.ndim))
         return np.concatenate([x, np.where(m, x, np.roll(x, 1, axis=0))])
+
+    def half(self, k: Any, x: Any, y: Any, logits: Any, key: Key) -> Any:
+        """The first half of the samples, and negatives of the others: (B, *in)."""
+        n = len(x) - len(x) // 2
+        return np.concatenate([x[:n], self.pairs(k, x[n:], y, logits, key)[len(x) - n :]])
 
     def masks(self, k: Any, shape: Shape, key: Key) -> Any:
         """m of samples of the shape (B, *places, channels), or (B, n): bool, without channels."""

@@ -14,6 +14,7 @@ from fflearn.base import (
     Key,
     LayerSpec,
     LayerView,
+    Message,
     Params,
     Rates,
     Rule,
@@ -41,6 +42,9 @@ class DFA(Rule):
     hidden_lr : float
         Factor on the learning rate of hidden layers.  With Adam, which cancels the scale of B, it
         is what makes their steps smaller than the output layer's; transformers need about 0.1.
+    recompute : bool
+        Keep nothing of the forward pass and run it again once the error is known, each layer
+        learning as it fires: the same bits, one layer's activity in memory, one pass more.
 
     References
     ----------
@@ -52,6 +56,7 @@ class DFA(Rule):
     scale: float = 1.0
     shared: bool = True
     hidden_lr: float = 1.0
+    recompute: bool = False
 
     channels: ClassVar = frozenset({Channel.ERROR})
     short: ClassVar = ("direct_feedback_alignment",)
@@ -75,9 +80,17 @@ class DFA(Rule):
         return Rates(lr=1.0 if spec.is_output else self.hidden_lr)
 
     def step(self, bus: Any, batch: Batch) -> dict[str, Any]:
-        out = bus.readout(bus.forward(batch.x))
-        bus.update(error=out.error, top=out.error)
+        out = bus.readout(bus.forward(batch.x, name="first" if self.recompute else "x"))
+        if self.recompute:
+            bus.forward(batch.x, update=True, error=out.error, top=out.error)
+        else:
+            bus.update(error=out.error, top=out.error)
         return {"loss": bus.mean(out.loss)}
+
+    def forward(self, v: LayerView, m: Message, s: Signals) -> Message:
+        if m.name == "first":
+            return m._replace(x=v.forward(m.x).y)
+        return super().forward(v, m, s)
 
     def update(self, v: LayerView, s: Signals) -> Update:
         if not v.params:

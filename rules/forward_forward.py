@@ -25,7 +25,7 @@ from fflearn.base import (
 from fflearn.errors import SpecError
 from fflearn.labels import Hybrid, Labelled, embedding, negatives, phases
 from fflearn.networks import Network
-from fflearn.objectives.goodness import Goodness, Loss, loss, threshold
+from fflearn.objectives.goodness import Goodness, Logistic, Loss, loss, threshold
 from fflearn.topology import Sequential, map_leaves
 from fflearn.units import learning_units, rests, silence, turn, waits, with_head
 
@@ -56,6 +56,10 @@ class ForwardForward(Rule):
         "wrong", "all_wrong" or "hard" (from the head's own mistakes); "auto" is hard where a head
         learns along, else wrong.  "hybrid" is unsupervised: no label is written into the input,
         negatives are parts of two samples, and only the head learns from labels.
+    pairs : str
+        "full": every sample is shown with its label and with wrong ones.  "half": the first half
+        of a batch with its labels, the other half with wrong ones, for half the work per sample;
+        a single sample is shown both ways.
     collaboration, gamma : str, float
         "all" or "below": gamma times what the goodness of all other layers, or of those below,
         exceeds their thresholds by, is added to g - theta, as a constant.  "none" adds nothing.
@@ -91,6 +95,7 @@ class ForwardForward(Rule):
     loss: str = "logistic"
     temperature: float = 1.0
     negatives: str = "auto"
+    pairs: str = "full"
     collaboration: str = "none"
     gamma: float = 1.0
     label: str = "auto"
@@ -105,6 +110,7 @@ class ForwardForward(Rule):
         "goodness": ("ssq", "msq", "l2"),
         "order": ("simultaneous", "greedy"),
         "collaboration": ("none", "all", "below"),
+        "pairs": ("full", "half"),
     }
     needs_classes: ClassVar = True
     short: ClassVar = ("ff",)
@@ -113,6 +119,7 @@ class ForwardForward(Rule):
     variants: ClassVar = {
         "unsupervised": {"negatives": "hybrid"},
         "collaboration": {"collaboration": "all"},
+        "half": {"pairs": "half"},
         "symba": {"loss": "symba", "goodness": "msq", "temperature": 0.25, "peer": 0.0},
     }
 
@@ -127,6 +134,12 @@ class ForwardForward(Rule):
             raise SpecError(
                 "collaboration=all needs the goodness of layers above, which greedy has not trained "
                 "yet. Use collaboration=below, or order=simultaneous."
+            )
+        if self.pairs == "half" and (self.loss != "logistic" or self.negatives == "all_wrong"):
+            raise SpecError(
+                f"pairs=half shows no sample with both a right and a wrong label, so loss="
+                f"{self.loss} with negatives={self.negatives} has nothing to compare. Use "
+                f"loss=logistic and one negative per sample, or pairs=full."
             )
         if self.unsupervised and not self.head:
             raise SpecError("negatives=hybrid need head=true: nothing else learns the labels.")
@@ -255,9 +268,11 @@ class ForwardForward(Rule):
             top = out.error
         if hidden_learn:
             shown, key = self._shown(bus.specs[0]), bus.key.fold("negatives")
-            pairs = shown.pairs(bus.k, batch.x, batch.y, logits, key)
-            n = len(batch.x)
-            phase = phases(batch.x, n, n * self.draw.per_sample(bus.n_classes))
+            n, half = len(batch.x), self.pairs == "half" and len(batch.x) > 1
+            show = shown.half if half else shown.pairs
+            pairs = show(bus.k, batch.x, batch.y, logits, key)
+            counts = (n - n // 2, n // 2) if half else (n, n * self.draw.per_sample(bus.n_classes))
+            phase = phases(batch.x, *counts)
             if self.alone:
                 bus.forward(pairs, update=True, top=top, phase=phase)
             else:
@@ -304,15 +319,24 @@ class ForwardForward(Rule):
         u = v.state["surplus"]
         if not self.alone:
             u = u + self.gamma * self.others(v, s.goodness)
-        blocks = (1 + again, -1)
-        losses, du = self.objective(v.k, u.reshape(blocks), s.phase.reshape(blocks))
+        if self.pairs == "half":
+            losses, du = Logistic(self.temperature).of_rows(v.k, u, s.phase)
+        else:
+            blocks = (1 + again, -1)
+            losses, du = self.objective(v.k, u.reshape(blocks), s.phase.reshape(blocks))
         v.report("loss", v.mean(losses))
         da = v.act_vjp(t, self.gauge.vjp(v.k, du.ravel(), t.y))
         if not self.peer:
             return Update(v.param_vjp(t, da))
-        n = len(t.y) // (1 + again)
-        mean = 0.9 * v.aux["mean_activity"] + 0.1 * v.mean(t.y[:n].reshape(n, -1))
-        pull = ((1 + again) * self.peer) * (mean - mean.mean())
+        n, rows = -(-len(t.y) // (1 + again)), t.y.reshape(len(t.y), -1)  # n positives, first
+        if self.pairs == "half":
+            right = (s.phase > 0).astype(rows.dtype)[:, None]
+            share = np.maximum(v.mean(right), 1e-12)  # all weight may be on negatives
+            activity = v.mean(rows * right) / share
+        else:
+            share, activity = 1 / (1 + again), v.mean(rows[:n])
+        mean = 0.9 * v.aux["mean_activity"] + 0.1 * activity
+        pull = self.peer / share * (mean - mean.mean())
         da = np.concatenate([da[:n] + pull.reshape(t.y.shape[1:]), da[n:]])
         return Update(v.param_vjp(t, da), aux_assign={"mean_activity": mean})
 

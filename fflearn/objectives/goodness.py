@@ -136,8 +136,12 @@ class Logistic(Loss):
 
     name: ClassVar[str] = "logistic"
 
+    def of_rows(self, k: Any, u: Any, phase: Any) -> tuple[Any, Any]:
+        """The losses (rows,) and their slopes (rows,) of rows that belong to no others."""
+        return k.logistic(u, phase, 0.0, self.temperature)
+
     def __call__(self, k: Any, u: Any, phase: Any) -> tuple[Any, Any]:
-        losses, du = k.logistic(u.ravel(), phase.ravel(), 0.0, self.temperature)
+        losses, du = self.of_rows(k, u.ravel(), phase.ravel())
         blocks = len(u)
         weights = np.full_like(u, blocks / (2 * (blocks - 1)), shape=(blocks, 1))
         weights[0] = blocks / 2

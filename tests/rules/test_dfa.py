@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from fflearn.base import Batch
-from fflearn.checks import bench, learned
+from fflearn.checks import bench, learned, same_bits, samples
 from fflearn.engine import Engine
 from fflearn.errors import SpecError
+from fflearn.random import Key
 from fflearn.registry import rule
 
 
@@ -101,6 +102,40 @@ def test_a_step_computed_by_hand():
     np.testing.assert_allclose(engine.kernels.formed(second.grads["W"]), [[30, -36]])
     _, ledger = engine.step(state, batch)
     assert ledger.per_sample() == {"activity": 1, "error": 2} and ledger.transposes == 0
+
+
+RECOMPUTED = [
+    ("dense 17 tanh | dense 13 relu | dense 3", (11,)),
+    ("dense 17 relu | residual(dense 9 relu | dense 17; dense 17) | dropout 0.4 | dense 3", (11,)),
+    ("conv 4 relu | batch_norm | max_pool | flatten | dropout 0.3 | dense 5 | dense 3", (4, 4, 2)),
+]
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize(("net", "in_shape"), RECOMPUTED)
+def test_recomputed_it_learns_the_same_bits(net, in_shape, backend):
+    x = Key(0).normal((7, *in_shape), np.float64)
+    batch, states, peaks = Batch(x, np.eye(3)[[0, 1, 2, 0, 1, 2, 2]]), [], []
+    for recompute in (False, True):
+        engine = Engine(net, rule("dfa", recompute=recompute), in_shape, 3, backend=backend)
+        state = engine.init(0)
+        for _ in range(4):
+            _, ledger = engine.step(state, batch)
+        states.append(state)
+        peaks.append((ledger.peak_bytes, ledger.forward_passes))
+    assert same_bits(*states) is None
+    (held, once), (fewer, twice) = peaks
+    assert (once, twice) == (1, 2) and fewer < held
+
+
+def test_recomputed_it_holds_as_much_at_any_depth():
+    found = []
+    for recompute in (True, False):
+        for depth in (6, 24):
+            net = " | ".join(["dense 30 relu"] * depth + ["dense 3"])
+            engine = Engine(net, rule("dfa", recompute=recompute), (11,), 3)
+            found.append(engine.step(engine.init(0), samples(7, 3))[1].peak_bytes)
+    assert found[0] == found[1] and found[3] > 3 * found[2]
 
 
 def test_wrong_settings_are_told():

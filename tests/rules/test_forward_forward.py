@@ -178,6 +178,47 @@ def test_the_first_mean_logit_is_minus_half_the_units(units):
     np.testing.assert_allclose(np.mean(logits, 0), -units / 2, rtol=0.1)
 
 
+# ---- half the batch each --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"negatives": "wrong"},
+        {"negatives": "hard", "goodness": "l2", "norm": "unit", "label": "overlay"},
+        {"negatives": "wrong", "collaboration": "all", "head": False},
+        {"negatives": "hybrid"},
+    ],
+    ids=str,
+)
+def test_half_and_half_of_the_same_samples_is_every_sample_both_ways(settings):
+    found = []
+    for pairs in ("full", "half"):
+        engine, state, batch = made(pairs=pairs, peer=0.3, **settings)
+        if pairs == "half":
+            batch = Batch(np.r_[batch.x, batch.x], np.r_[batch.y, batch.y])
+        found.append(dict(learned(engine, engine.updates(state, batch))))
+    for path, g in found[0].items():
+        np.testing.assert_allclose(found[1][path], g, rtol=1e-9, atol=1e-13, err_msg=path)
+
+
+def test_of_an_odd_batch_the_positives_are_one_more_and_nobody_is_shown_twice():
+    engine, state, batch = made(pairs="half")
+    traces, phase, _ = heard(engine, state, batch)[0]
+    np.testing.assert_array_equal(phase, [1, 1, 1, 1, -1, -1, -1])
+    shown, y = traces["x"].x, batch.y
+    np.testing.assert_array_equal(shown[:, :11], batch.x)
+    np.testing.assert_array_equal(shown[:4, 11:], y[:4])
+    assert (shown[4:, 11:].sum(1) == 1).all() and not (shown[4:, 11:] * y[4:]).any()
+    uneven = batch._replace(weight=np.arange(1.0, 8.0))
+    for some in (uneven, Batch(batch.x[:1], y[:1]), Batch(batch.x[:2], y[:2])):
+        engine.step(state, some)
+    assert state.first_bad() is None
+    ledgers = [made(pairs=p, head=False)[0] for p in ("half", "full")]
+    half, full = (e.step(e.init(0), batch)[1].forward_passes for e in ledgers)
+    assert (half, full) == (1, 2)
+
+
 # ---- layer collaboration --------------------------------------------------------------------------
 
 
@@ -631,6 +672,9 @@ def test_every_check_holds_with_other_settings(settings, check):
         ({"negatives": "none"}, "unknown negatives"),
         ({"negatives": "hybrid", "head": False}, "hybrid need head=true"),
         ({"loss": "hinge"}, "unknown loss over goodness 'hinge'"),
+        ({"pairs": "third"}, "pairs to be one of full, half; got 'third'"),
+        ({"pairs": "half", "loss": "symba"}, "nothing to compare. Use loss=logistic"),
+        ({"pairs": "half", "negatives": "all_wrong"}, "one negative per sample, or pairs=full"),
         ({"temperature": 0.0}, "needs a temperature above 0"),
         ({"collaboration": "above"}, "collaboration to be one of none, all, below; got 'above'"),
         ({"collaboration": "all", "order": "greedy"}, "Use collaboration=below"),
