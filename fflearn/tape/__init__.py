@@ -58,16 +58,23 @@ class Tapes:
             settings = engine.settings_at(state.step)
             with engine.kernels.running(engine.threads):
                 return program(state.step, settings, batch), self._recorded[key][1]
-        before = state.copy()
+        if key not in self._first and not self._tried(state, batch, variant):
+            return engine._op_by_op(state, batch, variant)
+        return self._record(state, batch, variant, key)
+
+    def _tried(self, state: State, batch: Batch, variant: Hashable) -> bool:
+        """Whether a step can be recorded: tried without changing the state, which needs no copy."""
+        counted = dict(self._engine._counted)
         try:
-            return self._record(state, batch, variant, key)
+            record(self._engine, state, batch, variant, train=False)
         except Exception as e:
             told = isinstance(e, FFLearnError) and not isinstance(e, RecordError)
             if self.strict or told:
                 raise
-            state.restore(before)  # if the rule's code is at fault, it says so itself
-            self.why = str(e)
-            return engine._op_by_op(state, batch, variant)
+            self.why = str(e)  # if the rule's code is at fault, it says so itself
+        finally:
+            self._engine._counted = counted  # a step that is not to be is not to be counted
+        return not self.why
 
     def _record(
         self, state: State, batch: Batch, variant: Hashable, key: Hashable
@@ -76,12 +83,21 @@ class Tapes:
         if key not in self._first:
             self._first[key] = now
         else:
-            who = type(self._engine.rule).__name__
-            self._recorded[key] = checked(self._first.pop(key), now, who), ledger
+            self._compare(key, now, ledger)
         for held in (self._first, self._recorded, self._programs):
             while len(held) > MOST:
                 held.pop(next(iter(held)))
         return info, ledger
+
+    def _compare(self, key: Hashable, now: Recording, ledger: Any) -> None:
+        try:
+            found = checked(self._first.pop(key), now, type(self._engine.rule).__name__)
+        except RecordError as e:
+            if self.strict:
+                raise
+            self.why = str(e)
+        else:
+            self._recorded[key] = found, ledger
 
 
 def shapes(batch: Batch) -> Hashable:

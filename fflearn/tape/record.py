@@ -86,9 +86,9 @@ def inputs(batch: Batch) -> dict[str, Any]:
 
 
 def record(
-    engine: Any, state: State, batch: Batch, variant: Hashable
+    engine: Any, state: State, batch: Batch, variant: Hashable, train: bool = True
 ) -> tuple[Recording, dict[str, Any], Any]:
-    """Do a step and write it down.
+    """Do a step and write it down; without ``train`` the state stays as it is.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def record(
     found: dict[str, Any] = {}
     wire = partial(TapeBus, rec=rec, settings=tuple(settings), probes=engine.probes, found=found)
     k = TracedKernels(engine.kernels, rec)
-    info, ledger = engine.run(TracedState(rec, state), traced, variant, wire=wire, k=k)
+    info, ledger = engine.run(TracedState(rec, state), traced, variant, train, wire=wire, k=k)
     info |= found
     return Recording(rec.ops, noted(info)), concrete(info), ledger
 
