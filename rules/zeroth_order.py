@@ -186,10 +186,13 @@ class ZerothOrder(Rule):
         g: Params = {}
         if self.noise == "coordinate":
             start, stop = v.state["own"]
-            found = np.zeros(size(v))
-            found[self.chosen(v)] = [self.weight(v, k) for k in range(start, stop)]
+            if start == stop:
+                return Update()
+            slopes = v.k.stack([self.weight(v, k) for k in range(start, stop)])
+            found = np.zeros_like(slopes, np.float64, shape=size(v))
+            found[v.k.constant(self.chosen(v))] = slopes
             touched = split(v, np.isin(np.arange(size(v)), self.chosen(v)))
-            g = {n: v.k.asarray(a) for n, a in split(v, found).items() if touched[n].any()}
+            g = {n: a for n, a in split(v, found).items() if touched[n].any()}
         else:
             for k in range(self.directions if v.learned else 0):
                 part = self.weight(v, k) / self.directions

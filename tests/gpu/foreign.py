@@ -15,6 +15,56 @@ from fflearn import random
 from fflearn.kernels.reference import Kernels
 
 
+# What CuPy 14.2 takes of each function, in order; NumPy takes more, and has more functions.
+LIKE = "dtype order subok shape"
+TAKES = {
+    name: arguments.split()
+    for name, arguments in {
+        "argmax": "a axis dtype out keepdims",
+        "argsort": "a axis kind",
+        "broadcast_to": "array shape",
+        "clip": "a a_min a_max out",
+        "concatenate": "tup axis out dtype casting",
+        "cumsum": "a axis dtype out",
+        "diagonal": "a offset axis1 axis2",
+        "empty_like": f"prototype {LIKE}",
+        "full_like": f"a fill_value {LIKE}",
+        "iscomplexobj": "x",
+        "isin": "element test_elements assume_unique invert",
+        "max": "a axis out keepdims",
+        "may_share_memory": "a b max_work",
+        "mean": "a axis dtype out keepdims",
+        "moveaxis": "a source destination",
+        "ndim": "a",
+        "ones_like": f"a {LIKE}",
+        "ravel": "a order",
+        "repeat": "a repeats axis",
+        "result_type": "",
+        "roll": "a shift axis",
+        "shape": "a",
+        "size": "a axis",
+        "sort": "a axis kind",
+        "split": "ary indices_or_sections axis",
+        "stack": "tup axis out dtype casting",
+        "sum": "a axis dtype out keepdims",
+        "take": "a indices axis out",
+        "tile": "A reps",
+        "unpackbits": "a axis bitorder",
+        "where": "condition x y",
+        "zeros_like": f"a {LIKE}",
+    }.items()
+}
+OF_UFUNCS = {"out", "dtype", "casting"}
+OF_METHODS = {
+    "astype": {"order", "casting", "subok", "copy", "dtype"},
+    "copy": {"order"},
+    "view": set(),
+    "sort": {"axis", "kind"},
+    **{name: {"axis", "dtype", "out", "keepdims"} for name in ("mean", "sum", "prod")},
+    **{name: {"axis", "out", "keepdims"} for name in ("max", "min", "any", "all")},
+}
+
+
 class Foreign(np.lib.mixins.NDArrayOperatorsMixin):
     """An array somewhere else, with NumPy's functions and operators as CuPy has them."""
 
@@ -38,9 +88,14 @@ class Foreign(np.lib.mixins.NDArrayOperatorsMixin):
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        return _wrapped(getattr(ufunc, method)(*_there(inputs), **_there(kwargs)))
+        if method != "__call__" or kwargs.keys() - OF_UFUNCS:
+            raise TypeError(f"CuPy has no {ufunc.__name__}.{method} with {sorted(kwargs)}")
+        return _wrapped(ufunc(*_there(inputs), **_there(kwargs)))
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        takes = TAKES.get(function.__name__)
+        if takes is None or kwargs.keys() - set(takes) or (takes and len(args) > len(takes)):
+            raise TypeError(f"CuPy has no {function.__name__} with {len(args)}, {sorted(kwargs)}")
         return _wrapped(function(*_there(args), **_there(kwargs)))
 
     def __getattr__(self, name: str) -> Any:
@@ -49,7 +104,14 @@ class Foreign(np.lib.mixins.NDArrayOperatorsMixin):
         value = getattr(self.there, name)
         if not callable(value):
             return _wrapped(value) if name != "base" else None
-        return lambda *args, **kwargs: _wrapped(value(*_there(args), **_there(kwargs)))
+        known = OF_METHODS.get(name)
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            if known is not None and kwargs.keys() - known:
+                raise TypeError(f"CuPy's arrays have no {name} with {sorted(kwargs)}")
+            return _wrapped(value(*_there(args), **_there(kwargs)))
+
+        return method
 
     def __len__(self) -> int:
         return len(self.there)

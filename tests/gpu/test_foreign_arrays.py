@@ -40,6 +40,7 @@ def trained(monkeypatch, backend, rule, body, shape, batch):
         return found | {"scores": engine.predict(state, batch.x, side=batch.side)}
 
 
+@pytest.mark.filterwarnings("ignore::fflearn.errors.SettingsWarning")
 @pytest.mark.parametrize("kind", layers.names())
 @pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 def test_a_step_never_mixes_with_arrays_of_the_host(make, kind, monkeypatch):
@@ -57,6 +58,22 @@ def test_a_step_never_mixes_with_arrays_of_the_host(make, kind, monkeypatch):
             assert isinstance(a, np.ndarray)
             # The same code, but for sparse products, which are dense ones here.
             assert np.allclose(a, want[path], 1e-9, 1e-12), path
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        lambda f: np.mean(f, where=f > 0),
+        lambda f: np.argsort(f, stable=True),
+        lambda f: np.add.reduce(f),
+        lambda f: np.exp(f, where=f > 0),
+        lambda f: f.sum(initial=1),
+        lambda f: np.flatnonzero(f),
+    ],
+)
+def test_the_stand_in_has_no_more_than_a_device_has(unknown):
+    with pytest.raises(TypeError, match="CuPy"):
+        unknown(Foreign(np.ones(3)))
 
 
 @pytest.mark.parametrize(

@@ -343,7 +343,7 @@ def simulated(rule: str, monkeypatch: Any, steps: int, k: Any, body: Any = None)
 
 
 @pytest.mark.parametrize("rule", rules.names())
-@pytest.mark.filterwarnings("ignore:overflow", "ignore:steps run op by op")
+@pytest.mark.filterwarnings("ignore:overflow", "ignore::fflearn.errors.SettingsWarning")
 def test_a_rule_learns_what_it_does_on_the_reference(rule, monkeypatch):
     want = simulated(rule, monkeypatch, 2, Kernels())
     if want is None:
