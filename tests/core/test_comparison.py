@@ -468,6 +468,12 @@ def test_a_table_of_one_seed_has_no_spread():
     assert lines[4].startswith("digits, 359 test samples, seeds 7. Train s")
 
 
+def test_times_of_runs_side_by_side_are_no_part_of_the_table():
+    alone, beside = made_up("dfa", 0, 0.5), made_up("dfa", 1, 0.5, contended=True)
+    assert table([alone, beside]).splitlines()[2].split()[4] == "1.25"
+    assert table([beside]).splitlines()[2].split()[2] == "-"
+
+
 def test_a_table_of_nothing_is_refused():
     with pytest.raises(SpecError, match="no records"):
         table([])
