@@ -378,6 +378,21 @@ FUNCTIONS |= {
 }
 
 
+def _unary(code: int) -> Lowering:
+    def lowering(t: Any, outs: list[Any], a: Any, **kwargs: Any) -> bool | None:
+        if kwargs or not single(a, outs[0]) or not contiguous(outs[0]) or not a.size:
+            return False
+        t.call(native.unary, *vec(outs[0]), *vec(plain(t, a)), code)
+        return None
+
+    return lowering
+
+
+FUNCTIONS |= dict.fromkeys((operator.neg, np.negative), _unary(native.NEGATIVE))
+FUNCTIONS |= dict.fromkeys((operator.abs, np.absolute), _unary(native.ABSOLUTE))
+FUNCTIONS[np.sqrt] = _unary(native.ROOT)
+
+
 @_into(FUNCTIONS, operator.setitem)
 def _setitem(t: Any, outs: list[Any], to: Any, at: Any, value: Any) -> bool | None:
     source = t.ref(value)
@@ -475,9 +490,35 @@ BUFFERED = 8192  # elements that NumPy casts, and sums, at a time
 
 
 @_into(METHODS, "mean")
-def _mean(t: Any, outs: list[Any], a: Any, axis: Any = None, dtype: Any = None) -> bool | None:
+def _mean(
+    t: Any, outs: list[Any], a: Any, axis: Any = None, dtype: Any = None, keepdims: bool = False
+) -> bool | None:
+    if dtype is None:
+        return _summed(t, outs, a, axis, mean=True)
     fits = single(a) and dtype is np.float64 and axis is None and contiguous(a)
     if not fits or not 0 < a.size <= BUFFERED or len(a.shape) != 1:
         return False
     t.call(native.mean64, outs[0], *vec(a))
+    return None
+
+
+@_into(METHODS, "sum")
+def _sum(t: Any, outs: list[Any], a: Any, axis: Any = None, keepdims: bool = False) -> bool | None:
+    return _summed(t, outs, a, axis, mean=False)
+
+
+def _summed(t: Any, outs: list[Any], a: Any, axis: Any, mean: bool) -> bool | None:
+    """Over all of an array, or an axis of a matrix: where NumPy's order is known."""
+    (out,), n = outs, a.size
+    if not single(a, out) or not a.size or not contiguous(a) or not contiguous(out):
+        return False
+    if axis is None:
+        shape = 1, a.size
+    elif len(a.shape) == 2 and type(axis) is int and min(a.shape) > 1:
+        shape, n = a.shape, a.shape[axis]
+    else:
+        return False
+    by_row = axis is None or axis % 2 == 1
+    kernel = native.rows_sum if by_row else native.columns_sum
+    t.call(kernel, *vec(out), a, *shape, t.number(n if mean else 0))
     return None

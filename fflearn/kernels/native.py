@@ -26,6 +26,7 @@ from fflearn.kernels.jit import CONFIG, cache_folder, kernel
 WIDTH = 32  # words of a row
 SIGNATURE = types.void(types.CPointer(types.int64))
 ADD, SUB, MUL, DIV = range(4)
+NEGATIVE, ABSOLUTE, ROOT = range(3)
 
 
 class Native:
@@ -326,51 +327,57 @@ def from_octets(p):
         out[i] = np.float32(source[i])
 
 
+@intrinsic
+def _as(typing, like, value):
+    """A float64 number with the type of another."""
+
+    def codegen(context, builder, signature, args):
+        return context.cast(builder, args[1], types.float64, signature.return_type)
+
+    return like(like, types.float64), codegen
+
+
 @kernel()
-def _block(a, start, n):
-    """The sum of a[start : start + n], at most 128 numbers, in NumPy's order, in float64."""
+def _block(a, start, n, zero):
+    """The sum of a[start : start + n], at most 128 numbers, in NumPy's order; zero has its type."""
     if n < 8:
-        total = -0.0
+        total = zero
         for i in range(start, start + n):
-            total += np.float64(a[i])
+            total += zero + a[i]
         return total
-    r0, r1, r2, r3 = (
-        np.float64(a[start]), np.float64(a[start + 1]),
-        np.float64(a[start + 2]), np.float64(a[start + 3]),
-    )  # fmt: skip
-    r4, r5, r6, r7 = (
-        np.float64(a[start + 4]), np.float64(a[start + 5]),
-        np.float64(a[start + 6]), np.float64(a[start + 7]),
-    )  # fmt: skip
-    i = 8
-    while i < n - n % 8:
-        at = start + i
-        r0 += np.float64(a[at])
-        r1 += np.float64(a[at + 1])
-        r2 += np.float64(a[at + 2])
-        r3 += np.float64(a[at + 3])
-        r4 += np.float64(a[at + 4])
-        r5 += np.float64(a[at + 5])
-        r6 += np.float64(a[at + 6])
-        r7 += np.float64(a[at + 7])
+    r0, r1, r2, r3 = zero + a[start], zero + a[start + 1], zero + a[start + 2], zero + a[start + 3]
+    i = start + 4
+    r4, r5, r6, r7 = zero + a[i], zero + a[i + 1], zero + a[i + 2], zero + a[i + 3]
+    i = start + 8
+    while i < start + n - n % 8:
+        r0 += zero + a[i]
+        r1 += zero + a[i + 1]
+        r2 += zero + a[i + 2]
+        r3 += zero + a[i + 3]
+        r4 += zero + a[i + 4]
+        r5 += zero + a[i + 5]
+        r6 += zero + a[i + 6]
+        r7 += zero + a[i + 7]
         i += 8
     total = ((r0 + r1) + (r2 + r3)) + ((r4 + r5) + (r6 + r7))
-    for j in range(start + i, start + n):
-        total += np.float64(a[j])
+    for j in range(i, start + n):
+        total += zero + a[j]
     return total
 
 
 @kernel()
-def _pairwise(a):
-    """The sum of a in NumPy's order, in float64: halves of halves, down to blocks."""
+def _pairwise(a, zero):
+    """The sum of a in NumPy's order: halves of halves, down to blocks."""
+    if a.size <= 128:
+        return _block(a, 0, a.size, zero)
     part = np.zeros((64, 3), np.int64)  # a stack of start, size and how many halves are done
-    held = np.zeros(64)
-    part[0, 1], top, total = a.size, 0, 0.0
+    held = np.zeros(64, np.float64)
+    part[0, 1], top, total = a.size, 0, zero
     while top >= 0:
         start, n, done = part[top, 0], part[top, 1], part[top, 2]
         half = n // 2 - n // 2 % 8
         if n <= 128:
-            total = _block(a, start, n)
+            total = _block(a, start, n, zero)
             top -= 1
         elif done == 0:
             part[top, 2] = 1
@@ -381,16 +388,70 @@ def _pairwise(a):
             top += 1
             part[top, 0], part[top, 1], part[top, 2] = start + half, n - half, 0
         else:
-            total += held[top]
+            total = _as(zero, held[top]) + total
             top -= 1
     return total
+
+
+@Native
+def rows_sum(p):
+    """out (R,) = the sums of the rows of a (R, N), over a number unless that is 0."""
+    out, a, n = _vec(p, 0), _mat(p, 2), _f32(p, 5)
+    for i in range(out.size):
+        out[i] = _pairwise(a[i], np.float32(0))
+        if n != 0:
+            out[i] /= n
+
+
+@Native
+def columns_sum(p):
+    """out (N,) = the sum of the rows of a (R, N), over a number unless that is 0."""
+    out, a, n = _vec(p, 0), _mat(p, 2), _f32(p, 5)
+    out[:] = 0
+    for i in range(a.shape[0]):
+        row = a[i]
+        for j in range(out.size):
+            out[j] += row[j]
+    if n != 0:
+        for j in range(out.size):
+            out[j] /= n
+
+
+@kernel()
+def _negative(o, a):
+    for i in range(o.size):
+        o[i] = -a[i]
+
+
+@kernel()
+def _absolute(o, a):
+    for i in range(o.size):
+        o[i] = abs(a[i])
+
+
+@kernel()
+def _root(o, a):
+    for i in range(o.size):
+        o[i] = np.sqrt(a[i])
+
+
+@Native
+def unary(p):
+    """out, code, of a: all (n,)."""
+    out, a = _vec(p, 0), _vec(p, 2)
+    if p[4] == NEGATIVE:
+        _negative(out, a)
+    elif p[4] == ABSOLUTE:
+        _absolute(out, a)
+    else:
+        _root(out, a)
 
 
 @Native
 def mean64(p):
     """out () float64 = the mean of a (n,)."""
     a = _vec(p, 1)
-    carray(doubles(p[0]), (1,))[0] = _pairwise(a) / np.float64(a.size)
+    carray(doubles(p[0]), (1,))[0] = _pairwise(a, 0.0) / np.float64(a.size)
 
 
 @Native
