@@ -173,21 +173,20 @@ def test_all_directions_together_are_autograds_gradient_of_the_local_losses():
     at_blocks(engine, state, batch, look)
 
 
-def loss_after(steps, name, **params):
-    engine = Engine(NET, rule(name, **params), (4, 4, 2), 3, optimizer("adam", lr=1e-2))
+def loss_in_the_end(name, **params):
+    """The mean loss of the last 40 of 160 steps: a single one of a noisy rule says little."""
+    engine = Engine(NET, rule(name, **params), (4, 4, 2), 3, optimizer("adam", lr=5e-3))
     state, rng = engine.init(0), np.random.default_rng(3)
     y = np.eye(3, dtype=np.float32)[rng.integers(0, 3, 64)]
     x = (y @ rng.normal(size=(3, 32))).reshape(-1, 4, 4, 2) + rng.normal(size=(64, 4, 4, 2))
     batch = Batch(x.astype(np.float32), y)
-    for _ in range(steps):
-        info, _ = engine.step(state, batch)
-    return info["loss"]
+    return np.mean([engine.step(state, batch)[0]["loss"] for _ in range(160)][-40:])
 
 
 def test_it_learns_more_than_a_read_out_of_random_blocks():
-    control = loss_after(150, "frozen")
-    for params in ({"target": "local", "groups": G}, {"directions": 4}):
-        assert loss_after(150, "fg", **params) < 0.85 * control
+    control = loss_in_the_end("frozen")
+    for params in ({"target": "local", "groups": G}, {"directions": 16}):
+        assert loss_in_the_end("fg", **params) < 0.85 * control
 
 
 def test_sizes_are_the_papers():
