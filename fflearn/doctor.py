@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from fflearn import kernels
+from fflearn import kernels, registry, rules
 from fflearn.data import fetch
 from fflearn.errors import FFLearnError
 from fflearn.fingerprint import installed, machine, versions
@@ -30,6 +30,7 @@ def examine() -> dict[str, Any]:
         except FFLearnError as e:
             found["backends"][name] = str(e)
     found["threading_layer"] = _threading_layer()
+    found["op_by_op"] = _op_by_op()
     found["extras"] = {
         extra: "installed" if installed(module) else f'pip install "fflearn[{extra}]": {what}'
         for extra, (module, what) in EXTRAS.items()
@@ -46,6 +47,16 @@ def _threading_layer() -> str:
         return threading_layer()
     except ImportError as e:
         return f"none: {e}"
+
+
+def _op_by_op() -> dict[str, str]:
+    """Rules whose steps can be neither recorded nor captured, and why."""
+    found = {}
+    for name in rules.names():
+        for label, settings in {"": {}, **registry.rule_class(name).variants}.items():
+            if why := registry.rule(name, **settings).op_by_op:
+                found[f"{name}[{label}]" if label else name] = why
+    return found
 
 
 def _own_data() -> str:
@@ -65,6 +76,7 @@ def shown(found: dict[str, Any]) -> str:
     lines.append("versions   " + ", ".join(f"{n} {v}" for n, v in found["versions"].items()))
     lines += [f"backend    {name}: {state}" for name, state in found["backends"].items()]
     lines.append(f"threads    numba's layer: {found['threading_layer']}")
+    lines += [f"op by op   {rule}: {why}" for rule, why in found["op_by_op"].items()]
     lines += [f"extra      {name}: {state}" for name, state in found["extras"].items()]
     lines.append(f"data       FFLEARN_DATA: {found['data']['FFLEARN_DATA'] or 'not set'}")
     lines.append(f"data       cache: {found['data']['cache']}")

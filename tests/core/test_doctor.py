@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fflearn import __version__, doctor, fingerprint, kernels
+from fflearn import __version__, doctor, fingerprint, kernels, registry
 
 CONFIG = Path(__file__).resolve().parents[2] / "setup.cfg"
 
@@ -17,7 +17,9 @@ CONFIG = Path(__file__).resolve().parents[2] / "setup.cfg"
 def test_the_examination_is_whole_and_goes_through_json():
     found = doctor.examine()
     assert json.loads(json.dumps(found)) == found
-    assert set(found) == {"machine", "versions", "backends", "threading_layer", "extras", "data"}
+    assert set(found) == {
+        *("machine", "versions", "backends", "threading_layer", "op_by_op", "extras", "data"),
+    }
     assert set(found["backends"]) == set(kernels.names())
     assert found["backends"]["reference"] == found["backends"]["numba"] == "ok"
     assert found["threading_layer"] in ("omp", "tbb", "workqueue")
@@ -29,6 +31,14 @@ def test_what_is_missing_comes_with_what_to_type(monkeypatch):
     extras = doctor.examine()["extras"]
     assert extras["test"] == "installed"
     assert extras["torch"].startswith('pip install "fflearn[torch]"')
+
+
+def test_rules_that_run_op_by_op_come_with_why(monkeypatch):
+    assert "dfa" not in doctor.examine()["op_by_op"]
+    monkeypatch.setattr(registry.rule_class("dfa"), "op_by_op", "it looks at a clock")
+    found = doctor.examine()
+    assert found["op_by_op"]["dfa"] == "it looks at a clock"
+    assert "op by op   dfa: it looks at a clock" in doctor.shown(found)
 
 
 def test_every_extra_it_names_exists():

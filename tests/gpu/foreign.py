@@ -14,7 +14,6 @@ import numpy as np
 from fflearn import random
 from fflearn.kernels.reference import Kernels
 
-
 # What CuPy 14.2 takes of each function, in order; NumPy takes more, and has more functions.
 LIKE = "dtype order subok shape"
 TAKES = {

@@ -18,6 +18,7 @@ from fflearn.gpu import kernels, table
 from fflearn.gpu.device import SimulatedDevice
 from fflearn.gpu.table import CudaKernels, Setting
 from fflearn.kernels.reference import ACTIVATIONS, GOODNESS, Kernels, Product
+from fflearn.optim import optimizer
 
 pytestmark = pytest.mark.skipif(not config.ENABLE_CUDASIM, reason="there is a CUDA device")
 
@@ -354,3 +355,20 @@ def test_a_rule_learns_what_it_does_on_the_reference(rule, monkeypatch):
     for one, other in zip(found[1], want[1], strict=True):
         assert one.keys() == other.keys()
         assert np.allclose(list(one.values()), list(other.values()), 1e-10, 1e-12)
+
+
+def test_how_many_launches_a_small_step_takes(monkeypatch):
+    """Where nothing fills a GPU, launches are what a step costs."""
+    device, launched = SimulatedDevice(small=1 << 20), []
+    device.launch = lambda name, *args: launched.append(name)  # nothing is computed
+    monkeypatch.setattr(backends, "load", lambda _: CudaKernels(device))
+    net, rule = "dense 128 relu | dense 64 relu | dense 10", registry.rule("dfa")
+    rng = np.random.default_rng(0)
+    batch = Batch(rng.normal(size=(32, 64)), np.eye(10)[rng.integers(0, 10, 32)])
+    for name, want in {"sgd": 19, "adam": 22}.items():
+        engine = Engine(net, rule, (64,), 10, optimizer(name, lr=0.1))
+        state = engine.init(0)
+        engine.step(state, batch)
+        launched.clear()
+        engine.step(state, batch)
+        assert len(launched) == want, launched
