@@ -5,6 +5,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 Pool = tuple[Callable[[], int], Callable[[int], object]]  # tells and sets its number of threads
 
@@ -19,15 +20,14 @@ def _pools(scipy_loaded: bool) -> tuple[Pool, ...]:
     return tuple(_pool(c) for c in controller.lib_controllers)
 
 
-def _pool(controller) -> Pool:
+def _pool(controller: Any) -> Pool:
     """OpenBLAS's own two functions, which take a tenth of the time; else threadpoolctl's."""
     library = ctypes.CDLL(controller.filepath)
     for prefix in ("", "scipy_"):
         for suffix in ("", "64_", "_64"):
-            names = (f"{prefix}openblas_{do}_num_threads{suffix}" for do in ("get", "set"))
-            found = [getattr(library, name, None) for name in names]
-            if all(found):
-                return found[0], found[1]
+            tell, change = (f"{prefix}openblas_{do}_num_threads{suffix}" for do in ("get", "set"))
+            if hasattr(library, tell) and hasattr(library, change):
+                return getattr(library, tell), getattr(library, change)
     return lambda: controller.num_threads, controller.set_num_threads
 
 
