@@ -29,7 +29,12 @@ FIELDS: tuple[tuple[str, str, str, str], ...] = (
     ("--net", "net", "text", NET),
     ("--epochs", "epochs", "whole", "passes over the training part"),
     ("--batch-size", "batch_size", "whole", "samples per step"),
-    ("--objective", "objective", "text", "softmax_cross_entropy, binary_cross_entropy, mse or zero_one"),
+    (
+        "--objective",
+        "objective",
+        "text",
+        "softmax_cross_entropy, binary_cross_entropy, mse or zero_one",
+    ),
     ("--lr", "lr", "number", "learning rate of every rule (default: each rule's own)"),
     ("--optimizer", "optimizer", "text", "sgd, adam or adamw"),
     ("--momentum", "momentum", "number", "of sgd"),

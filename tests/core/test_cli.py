@@ -60,7 +60,17 @@ def test_every_option_reaches_the_experiment(here, say):
         *("--optimizer", "sgd", "--momentum", 0.5, "--weight-decay", "0.01,0.001"),
         *("--schedule", "cosine", "--objective", "mse", "--patience", 2, "--evaluate-every", 2),
         *("--task", "classification"),
-        *("--tune", 2, "--search", "grid", "--adapted", "--backend", "reference", "--dtype", "float64"),
+        *(
+            "--tune",
+            2,
+            "--search",
+            "grid",
+            "--adapted",
+            "--backend",
+            "reference",
+            "--dtype",
+            "float64",
+        ),
         *("--threads", 2, "--set", "dfa.scale=2", "--set", "ff.lr=0.001", "--out", "o/p"),
     )
     assert (said.code, said.err) == (0, "")
