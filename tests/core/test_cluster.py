@@ -23,6 +23,13 @@ needs_dask = pytest.mark.skipif(
 )
 
 
+def refuse_to_run(monkeypatch):
+    def record_of(*args, **named):
+        raise AssertionError("it ran")  # pytest.fail would end a worker's thread, not its task
+
+    monkeypatch.setattr(comparison, "record_of", record_of)
+
+
 @pytest.fixture(scope="module")
 def scheduler():
     """The address of a cluster of two processes."""
@@ -68,7 +75,7 @@ def test_a_cluster_gives_the_records_of_a_serial_run(here, scheduler):
 @needs_dask
 @pytest.mark.slow
 def test_what_the_workers_do_not_see_is_named_before_training(here, scheduler, monkeypatch):
-    monkeypatch.setattr(comparison, "record_of", lambda *a, **k: pytest.fail("it ran"))
+    refuse_to_run(monkeypatch)
     with pytest.raises(SpecError, match=r"does not see my_rule\.py\. Use paths that"):
         compare(out="out", cluster=scheduler, **{**SMALL, "rules": ("dfa", "my_rule.py")})
     with pytest.raises(SpecError, match="leave jobs at 1"):
@@ -115,7 +122,7 @@ def test_an_address_where_nothing_answers_is_told(here, monkeypatch, say):
 
 def test_without_dask_the_extra_is_named(here, monkeypatch):
     monkeypatch.setattr(cluster, "installed", lambda module: False)
-    monkeypatch.setattr(comparison, "record_of", lambda *a, **k: pytest.fail("it ran"))
+    refuse_to_run(monkeypatch)
     with pytest.raises(MissingExtra, match=r'pip install "fflearn\[sweep\]"'):
         compare(cluster="local", **SMALL)
 
