@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from fflearn import kernels, registry, rules
+from fflearn import kernels, registry
 from fflearn.data import fetch
 from fflearn.errors import FFLearnError
 from fflearn.fingerprint import installed, machine, versions
@@ -52,7 +52,7 @@ def _threading_layer() -> str:
 def _op_by_op() -> dict[str, str]:
     """Rules whose steps can be neither recorded nor captured, and why."""
     found = {}
-    for name in rules.names():
+    for name in registry.names():
         for label, settings in {"": {}, **registry.rule_class(name).variants}.items():
             if why := registry.rule(name, **settings).op_by_op:
                 found[f"{name}[{label}]" if label else name] = why

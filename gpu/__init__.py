@@ -19,16 +19,18 @@ def load(*options: str) -> Any:
     Parameters
     ----------
     options : str
-        A whole number says which GPU, as CUDA numbers them (0); a word the precision of float32
-        products: "tf32" or "bf16" in place of float32.
+        A whole number says which GPU, as CUDA numbers them (0); "tf32" or "bf16" the precision of
+        float32 products, in place of float32; "cudnn" has PyTorch make the convolutions.
 
     Raises
     ------
     BackendUnavailable
         There is no GPU, or not so many; the message says what to type instead.
+    MissingExtra
+        "cudnn" without PyTorch.
     """
     index = next((int(o) for o in options if o.isdecimal()), 0)
-    precision = next((o for o in options if not o.isdecimal()), "")
+    precision = next((o for o in options if o in ("tf32", "bf16")), "")
     import cupy
 
     try:
@@ -40,6 +42,10 @@ def load(*options: str) -> Any:
         ) from e
     if index >= found:
         raise BackendUnavailable(f"there is no GPU {index}, of {found}. Type cuda:0.")
+    if "cudnn" in options:
+        from fflearn.gpu.cudnn import CudnnKernels
+
+        return CudnnKernels(_device(index, precision))
     from fflearn.gpu.table import CudaKernels
 
     return CudaKernels(_device(index, precision))

@@ -64,7 +64,7 @@ class Graphs:
     def __init__(self, engine: Any):
         self._engine, self._k = engine, engine.kernels
         self.strict = False
-        self.why = self._k.device.no_graphs
+        self.why = self._k.no_graphs or self._k.device.no_graphs
         if engine.probes:
             self.why = "probes read their values on the host"
         self._seen: dict[Hashable, weakref.ref[State]] = {}

@@ -86,6 +86,7 @@ class CudaKernels(Kernels):
 
     name = "cuda"
     on_host = False
+    no_graphs = ""  # why steps cannot be captured
 
     def __init__(self, device: Any):
         self.device, self.xp = device, device.xp

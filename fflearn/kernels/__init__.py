@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from fflearn.errors import BackendUnavailable, SpecError
+from fflearn.errors import BackendUnavailable, MissingExtra, SpecError
 
 if TYPE_CHECKING:
     from fflearn.kernels.reference import Kernels
@@ -18,7 +18,7 @@ __all__ = ["check", "load", "names"]
 _BACKENDS = {
     "reference": ("fflearn.kernels.reference", "Kernels", (), ()),
     "numba": ("fflearn.kernels.cpu", "CpuKernels", (), ()),
-    "cuda": ("fflearn.gpu", "load", ("cupy", "numba_cuda"), ("tf32", "bf16")),
+    "cuda": ("fflearn.gpu", "load", ("cupy", "numba_cuda"), ("tf32", "bf16", "cudnn")),
 }
 
 
@@ -64,6 +64,8 @@ def load(name: str) -> "Kernels":
         )
     try:
         return getattr(import_module(module), make)(*options)
+    except MissingExtra:
+        raise
     except ImportError as error:
         raise BackendUnavailable(
             f"the {known!r} kernels need {error.name}, which cannot be imported here ({error}). "
