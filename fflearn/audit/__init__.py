@@ -191,6 +191,7 @@ def audit(rule: str | Variant, hidden: str = CHAIN, rows: int = 7) -> Audit:
         backend="reference",
         dtype="float64",
         horizon=(10, 2),
+        mode="eager",  # the code itself is on trial, also where recording would stop it
     )
     declared = tuple(sorted(c.value for c in engine.rule.channels))
     state = engine.init(0)
