@@ -29,9 +29,7 @@ class CudnnKernels(CudaKernels):
         try:
             import torch
         except ImportError as e:
-            raise MissingExtra(
-                'cuda:cudnn needs PyTorch. Type: pip install "fflearn[torch]", or the backend cuda.'
-            ) from e
+            raise MissingExtra.of("PyTorch", "torch", "the backend cuda:cudnn") from e
         if not torch.cuda.is_available():
             raise MissingExtra(
                 f"cuda:cudnn needs a build of PyTorch with CUDA; this is {torch.__version__}. Take "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -51,6 +51,11 @@ class CupyDevice:
             self.launch = Launcher(self._device)
             self.gemm = Blas(precision).gemm
 
+    def title(self) -> str:
+        """The name of the GPU, and its memory."""
+        found = self._cupy.cuda.runtime.getDeviceProperties(self.index)
+        return f"{found['name'].decode()}, {found['totalGlobalMem'] / 2**30:.0f} GiB"
+
     @contextmanager
     def here(self) -> Iterator[None]:
         """A context in which this device and its stream are the current ones."""
@@ -61,6 +66,15 @@ class CupyDevice:
         """Whether data of that size can stay on the device and leave half of it to the steps."""
         free, _ = self._cupy.cuda.runtime.memGetInfo()
         return 2 * nbytes <= free
+
+    def peak(self, step: Callable[[], Any]) -> int:
+        """Bytes that CuPy's pool had to have for a step, beyond those in use before."""
+        pool = self._cupy.get_default_memory_pool()
+        pool.free_all_blocks()
+        before = pool.total_bytes()
+        step()
+        self.stream.synchronize()
+        return int(pool.total_bytes() - before)
 
     def host(self, a: Any) -> np.ndarray:
         """A copy in NumPy's memory."""
