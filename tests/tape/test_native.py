@@ -240,6 +240,11 @@ def test_means_are_summed_in_numpys_order(size):
     check(lambda k, step, lr, a: a.mean(dtype=np.float64).astype(a.dtype), {"a": (size,)})
 
 
+def test_a_long_mean_is_left_to_numpy():
+    """Beyond a buffer of 8192 numbers it adds up the sums of buffers."""
+    check(lambda k, step, lr, a: a.mean(dtype=np.float64) * 3, {"a": (8193 * 3,)}, native=False)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["sum", "mean"])
 def test_sums_over_all_and_over_axes(name, size):
