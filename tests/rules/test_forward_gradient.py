@@ -509,6 +509,49 @@ def test_all_places_and_groups_are_differentiated_as_if_each_had_a_head_of_its_o
     assert looked == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("net", "groups"),
+    [
+        ("block(block(conv 4 tanh) | conv 6 tanh) | dense 3", 2),
+        (
+            "block(block(conv 4 tanh kernel=1 groups=2) | mix | conv 4 kernel=1 groups=2) | dense 3",
+            2,
+        ),
+        ("block(residual(block(conv 4 kernel=1) | conv 4 relu) | act relu) | dense 3", 4),
+    ],
+)
+def test_all_noise_inside_a_block_is_the_gradient_of_its_own_loss(net, groups):
+    """Numbers leave out what noise does not reach, and nothing that it does."""
+    engine, state, batch = setting(net, (3, 2, 4), target="local", groups=groups)
+    looked = []
+
+    def look(v, u):
+        if v.is_output:
+            return
+        rows, found = len(batch.x), {}
+        for point in v.points:
+            found[point.name] = np.zeros((rows, *point.shape))
+            for unit in np.ndindex(*point.shape):
+                noise = {q.name: np.zeros((rows, *q.shape)) for q in v.points}
+                noise[point.name][:, *unit] = 1
+                slope = engine.rule.slopes(v, "x", noise)[point.name]
+                found[point.name] += slope * noise[point.name]
+        dy = engine.rule.local_gradient(v, v.state["local"])
+        exact = v.param_vjp(v.trace, v.act_vjp(v.trace, dy))
+        mine = v.points_vjp(v.trace, found)
+        assert set(mine) == set(exact)
+        for name, g in exact.items():
+            np.testing.assert_allclose(
+                v.k.formed(mine[name]), v.k.formed(g), rtol=1e-10, atol=1e-14, err_msg=name
+            )
+        drawn = engine.rule.noise_of(v, "x").values()
+        assert len({a.tobytes() for a in drawn}) == len(v.points) >= 2
+        looked.append(v.index)
+
+    engine.observed(state, batch, look)
+    assert looked == [0]
+
+
 def test_groups_and_places_lower_the_variance():
     found = []
     for groups in (1, 2):
