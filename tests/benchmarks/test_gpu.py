@@ -17,7 +17,7 @@ def test_without_a_gpu_it_says_what_is_missing(monkeypatch, capsys, tmp_path):
         raise BackendUnavailable(f"no GPU for {name}.")
 
     monkeypatch.setattr(kernels, "load", missing)
-    assert gpu.main(["--out", str(tmp_path / "gpu.json")]) == 2
+    assert gpu.main(["--json", str(tmp_path / "gpu.json")]) == 2
     said = capsys.readouterr()
     assert said.err == "benchmarks.gpu: no GPU for cuda.\n" and not said.out
     assert not list(tmp_path.iterdir())
@@ -52,7 +52,12 @@ def test_what_a_rule_refuses_is_no_failure():
 
 def test_rules_that_sample_are_compared_for_one_step_alone():
     given = "dense 6 tanh | dense 3", gpu.batch_of((4,), 3, 5)
-    for rule, want in {"dfa": False, "sign_symmetry": True, "forward_forward": True}.items():
+    for rule, want in {
+        "dfa": False,
+        "sign_symmetry": True,
+        "forward_forward": True,
+        "equilibrium_propagation": True,
+    }.items():
         assert gpu.draws_or_signs(registry.rule(rule), *given) == want
 
 
@@ -66,7 +71,8 @@ def test_a_step_is_timed_with_its_device_at_rest():
 def test_the_report_names_what_is_off_and_what_was_left_out():
     row = {"what": "rule x", "dtype": "float64", "off": 1.0, "limit": 1e-10, "ok": False}
     fine = row | {"what": "rule y", "ok": True}
-    result = {"numbers": [row, fine], "times": [{"what": "mlp", "share": 0.5}], "left_out": ["z"]}
+    result = {"numbers": [row, fine], "times": [], "rows": [{"what": "mlp", "ratio": 0.5}]}
+    result |= {"left_out": ["z"]}
     text = gpu.told(result)
     assert "2 comparisons with the CPU, 1 beyond" in text and "rule x" in text
     assert "rule y" not in text and "left out: z" in text and "mlp" in text
@@ -87,7 +93,9 @@ def test_what_takes_too_long_is_left_out(monkeypatch):
     monkeypatch.setattr(gpu, "bandwidth", lambda *a: {"what": "bandwidth"})
     monkeypatch.setattr(gpu, "race", lambda case, *a: {"what": case[0]})
     whole = gpu.measured("cuda", 1, 0.1, 1e9)
-    assert len(whole["numbers"]) == 8 and len(whole["times"]) == 3 + len(gpu.RACES)
+    assert len(whole["numbers"]) == 8 and len(whole["times"]) == 3
+    assert [r["what"] for r in whole["rows"]] == [case[0] for case in gpu.RACES]
+    assert whole["machine"]["gpu"] == "a GPU"
     assert not whole["left_out"] and json.loads(json.dumps(whole)) == whole
     short = gpu.measured("cuda", 1, 0.1, -1)
     assert len(short["numbers"]) == 4 and "layers after of_layers 0" in short["left_out"]
