@@ -310,3 +310,13 @@ def test_buffers_share_memory_only_where_their_times_differ():
 def test_what_nobody_reads_is_left_out():
     program, _ = repeated(lambda k, s, lr, a: ((a * 2).sum(), a + 1)[1], [arrays(0, a=(4, 3))])
     assert rows(program)
+
+
+def test_a_constant_is_what_it_was_when_it_was_used():
+    def run(k, step, lr, a):
+        c = np.ones(12, np.float32)
+        first = a + c
+        c *= 5
+        return first * 2, np.hypot(first, c)
+
+    check(run, {"a": (9, 12)}, native=False)
