@@ -85,6 +85,8 @@ class Graphs:
                 if graph is None:
                     return self._op_by_op(state, batch, variant)
                 self._graphs[key] = graph
+                k.forget()  # capturing counted the step, and did not make it
+                k.settle(state.step, *self._engine.settings_at(state.step))
             graph(batch)
             k.advanced()
         return dict(graph.info), graph.ledger
@@ -118,9 +120,8 @@ class Graphs:
             if self.strict:
                 raise RecordError(self.why) from e
             warnings.warn(f"steps run op by op: {self.why}", SettingsWarning, stacklevel=4)
-            known = self._k._known
-            self._k._known = ()  # it may have counted a step that did not happen
-            self._k.settle(known[0] if known else state.step, *self._engine.settings_at(state.step))
+            self._k.forget()  # it may have counted a step that did not happen
+            self._k.settle(state.step, *self._engine.settings_at(state.step))
             return None
 
 

@@ -24,6 +24,7 @@ from numba import cuda, types
 from fflearn.gpu import kernels
 from fflearn.kernels.jit import cache_folder
 
+PREFIX = "fflearn_"  # of a kernel's entry
 # One letter per argument: p, D, W, U, I and B point to reals, float64, words, counters, indices and
 # bytes; f is a real, d a float64, u a 64-bit counter, i an index.
 _POINTERS = (
@@ -45,7 +46,7 @@ def signature(letters: str, real: Any) -> tuple[Any, ...]:
 
 
 def ptx(name: str, real: Any, cc: tuple[int, int]) -> str:
-    """Assembly of a kernel for a compute capability; no GPU is needed."""
+    """Assembly of a kernel for a compute capability, its entry named after it; no GPU is needed."""
     from numba.cuda import dispatcher
 
     table = kernels.table(real)
@@ -54,21 +55,20 @@ def ptx(name: str, real: Any, cc: tuple[int, int]) -> str:
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc)
     try:
         function, letters = table[name]
-        return cuda.compile_ptx(function, signature(letters, real), cc=cc)[0]
+        made = cuda.compile_ptx(function, signature(letters, real), cc=cc)[0]
     finally:
         dispatcher.get_current_device = current
+    (entry,) = re.findall(r"\.entry\s+(\w+)", made)
+    return made.replace(entry, PREFIX + name)  # Numba's own name is longer than a file's may be
 
 
-def machine_code(name: str, real: Any, cc: tuple[int, int]) -> tuple[str, bytes]:
-    """Entry and machine code of a kernel for a compute capability; no GPU is needed."""
+def machine_code(name: str, real: Any, cc: tuple[int, int]) -> bytes:
+    """Machine code of a kernel for a compute capability; no GPU is needed."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
 
-    assembly = ptx(name, real, cc)
-    (entry,) = re.findall(r"\.entry\s+(\w+)", assembly)
-    arch = LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}")
-    return entry, bytes(
-        Linker(ObjectCode.from_ptx(assembly.encode()), options=arch).link("cubin").code
-    )
+    assembly = ObjectCode.from_ptx(ptx(name, real, cc).encode())
+    linker = Linker(assembly, options=LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}"))
+    return bytes(linker.link("cubin").code)
 
 
 @functools.cache
@@ -81,19 +81,17 @@ def _digest() -> str:
     return h.hexdigest()
 
 
-def _kept(name: str, real: Any, cc: tuple[int, int]) -> tuple[str, Path]:
-    """Entry and file of a kernel's machine code, compiled if it is not there."""
-    folder = cache_folder().parent / f"cuda-{_digest()}"
-    stem = f"{name}-{np.dtype(real).char}-sm_{cc[0]}{cc[1]}"
-    if found := sorted(folder.glob(f"{stem}.*.cubin")):
-        return found[0].name.split(".")[1], found[0]
-    entry, code = machine_code(name, real, cc)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{stem}.{entry}.cubin"
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as f:
-        f.write(code)
-    os.replace(f.name, path)
-    return entry, path
+def _kept(name: str, real: Any, cc: tuple[int, int]) -> Path:
+    """The file of a kernel's machine code, compiled if it is not there."""
+    folder = cache_folder() / f"cuda-{_digest()}"
+    path = folder / f"{name}-{np.dtype(real).char}-sm_{cc[0]}{cc[1]}.cubin"
+    if not path.exists():
+        code = machine_code(name, real, cc)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as f:
+            f.write(code)
+        os.replace(f.name, path)
+    return path
 
 
 class Launcher:
@@ -111,8 +109,8 @@ class Launcher:
     def _load(self, name: str, real: Any) -> Callable[..., None]:
         import cupy
 
-        entry, path = _kept(name, real, self._cc)
-        function = cupy.RawModule(path=str(path)).get_function(entry)
+        path = _kept(name, real, self._cc)
+        function = cupy.RawModule(path=str(path)).get_function(PREFIX + name)
         casts = _casts(kernels.table(real)[name][1], real)
 
         def run(blocks: int, threads: int, args: tuple) -> None:

@@ -118,6 +118,10 @@ class CudaKernels(Kernels):
             self._once_only("settle", np.float64, self.live, self.counter, *numbers)
         self._known = (step, progress, lr, weight_decay)
 
+    def forget(self) -> None:
+        """Bring the settings anew, whatever the device has."""
+        self._known = ()
+
     def advance(self) -> None:
         """Count a step, on the device."""
         self._once_only("advance", np.float64, self.counter)

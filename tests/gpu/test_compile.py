@@ -38,8 +38,10 @@ found = {}
 for real in (np.float32, np.float64):
     for name in sys.argv[1].split():
         for cc in ((8, 0), (9, 0)):
-            entry, code = launch.machine_code(name, real, cc)
+            code = launch.machine_code(name, real, cc)
             key = f"{name} {np.dtype(real).name} sm_{cc[0]}{cc[1]}"
+            entry = (launch.PREFIX + name).encode()
+            assert b".text." + entry + bytes(1) in code, f"{name}: it has another entry"
             found[key] = code[:4].hex(), len(code)
         text = launch.ptx(name, real, (9, 0))
         parameters = len(re.findall(r"\\.param", text.split(".entry")[1].split(")")[0]))
@@ -82,3 +84,30 @@ def test_every_kernel_compiles(part):
 
 def test_the_list_of_wide_kernels_names_kernels():
     assert set(WIDE) <= set(names())
+
+
+KEPT = """
+import numpy as np
+from fflearn.gpu import launch
+first = launch._kept("advance", np.float32, (9, 0))
+made = first.stat().st_mtime_ns
+assert launch._kept("advance", np.float32, (9, 0)).stat().st_mtime_ns == made
+assert launch._kept("advance", np.float64, (9, 0)) != first
+print(sum(1 for _ in first.parent.iterdir()))
+"""
+
+
+def test_machine_code_is_kept(tmp_path):
+    env = {"PYTHONPATH": str(ROOT), "NUMBA_ENABLE_CUDASIM": "0", "FFLEARN_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "2", done.stderr
+
+
+def test_names_fit_in_a_file_system():
+    assert max(map(len, names())) < 100
