@@ -256,7 +256,7 @@ def torch_steps(net: Any, shape: tuple[int, ...], batch: Batch) -> dict[str, Cal
         x = x.permute(0, 3, 1, 2)
 
     def step_of(change: Callable[[Any], Any] = lambda model: model) -> Callable[[], Any]:
-        model = built(reference).cuda()
+        model = built(reference).cuda().train()
         if x.ndim == 4:
             model = model.to(memory_format=torch.channels_last)
         sgd, called = torch.optim.SGD(model.parameters(), 1e-3, fused=True), change(model)
