@@ -137,10 +137,7 @@ class Experiment:
             raise SpecError("weight_decay needs at least one number; got an empty list.")
         if self.task not in ("", *TASKS):
             raise SpecError(f"task needs one of {', '.join(TASKS)}; got {self.task!r}.")
-        if self.backend not in kernels.names():
-            raise SpecError(
-                f"backend needs one of {', '.join(kernels.names())}; got {self.backend!r}."
-            )
+        kernels.check(self.backend)
         object.__setattr__(self, "settings", _flat(self.settings))
         for name in ("datasets", "nets"):
             if len(set(given := getattr(self, name))) < len(given):
