@@ -472,6 +472,7 @@ class Rule:
     needs_linear: ClassVar[bool] = False  # the layer's core must be linear in its input
     needs_apart: ClassVar[bool] = False  # no layer may mix the samples of a batch
     needs_classes: ClassVar[bool] = False  # it learns from labels, right or wrong: no regression
+    averages: ClassVar[bool] = False  # of a batch it learns the mean of what its parts teach
     ends_in_logits: ClassVar[bool] = True  # the network must end in one output per class
     op_by_op: ClassVar[str] = ""  # why no step can be recorded and repeated; "" where it can
     optimizer: ClassVar[Mapping[str, Any]] = {"name": "adam", "lr": 1e-3}  # default settings
@@ -571,7 +572,7 @@ class Rule:
     # -- use -------------------------------------------------------------------------------------
     def predict(self, bus: Bus, x: Any, by: str) -> Any:
         """Scores (B, C) of each class, by one of `predictors`; default: one forward sweep."""
-        return bus.forward(x)
+        return bus.forward(x, keep=False)
 
     def settings(self) -> dict[str, Any]:
         """Hyper-parameters by name."""

@@ -118,6 +118,7 @@ class Bus:
         update: bool | Literal["hidden"] = False,
         tangent: Any = None,
         top: Any = None,
+        keep: bool = True,
         **signals: Any,
     ) -> Any:
         """Bottom-up sweep of the pass ``name`` -> output of the network (rows, *out).
@@ -126,7 +127,7 @@ class Bus:
         one layer's activity is alive at a time; the layer above gets the activity from before
         the update.  With "hidden" output layers wait: they keep their traces, and learn once their
         error is known, by ``update(only="output", top=error)``.  ``top`` reaches the output layer
-        alone (see `Signals`).
+        alone (see `Signals`).  Without ``keep`` no layer's traces outlast its turn.
         """
         self._check(signals)
         if isinstance(x, Shown) and not self._engine.shares:
@@ -142,8 +143,10 @@ class Bus:
                 s = Signals(signals, top, self.ledger, v.spec)
                 value[i] = out = self._call("forward", v, m, s)
                 self._count_up(v, out)
-                if update and not (update == "hidden" and v.spec.is_output):
+                learns = update and not (update == "hidden" and v.spec.is_output)
+                if learns:
                     self._apply(v, s, *value.values())
+                if learns or not keep:
                     v.traces.clear()
                     v.state.clear()
             for done in self._engine.last_use[i]:
@@ -304,9 +307,12 @@ class Bus:
         self._hold(*in_flight, u.grads, u.aux_grads, u.assign, u.aux_assign)
         if self._observe is not None:
             self._observe(v, u)
-        if not self._train:
-            return
-        i, t, optimizer = v.spec.index, self._t, self._engine.optimizer
+        if self._train:
+            self.learn(v.spec.index, u)
+
+    def learn(self, layer: int, u: Update) -> None:
+        """Write what a layer learns to the state: the optimizer's part, then what is assigned."""
+        v, i, t, optimizer = self._views[layer], layer, self._t, self._engine.optimizer
         rates = self._engine.rates[i]
         lr, decay = self.lr * rates.lr, self.weight_decay * rates.weight_decay
         params, aux, opt = self._state.params[i], self._state.aux[i], self._state.opt[i]
@@ -318,9 +324,9 @@ class Bus:
             params[name] = value
         for name, value in u.aux_assign.items():
             aux[name] = value
-        layer = self._engine.net.leaves[i]
-        if layer.buffers and "x" in v.traces:
-            for name, value in layer.running(self.k, v.traces["x"]).items():
+        leaf = self._engine.net.leaves[i]
+        if leaf.buffers and "x" in v.traces:
+            for name, value in leaf.running(self.k, v.traces["x"]).items():
                 params[name] = value
 
     def _descend(self, message: Any, visit: Callable[[LayerView, Any], Any]) -> Any:

@@ -43,6 +43,12 @@ FIELDS: tuple[tuple[str, str, str, str], ...] = (
     ("--patience", "patience", "whole", "stop early after so many epochs without improvement"),
     ("--budget-seconds", "budget_seconds", "number", "stop a run after so much training time"),
     ("--budget-samples", "budget_samples", "whole", "stop a run after so many training samples"),
+    (
+        "--memory-budget",
+        "memory_budget",
+        "text",
+        "what a run's arrays may take, as 200MB, or refuse",
+    ),
     ("--evaluate-every", "evaluate_every", "whole", "epochs between two points of the curves"),
     ("--probes", "probes", "texts", "measured of each layer: gradient_angle,dead_units,..."),
     ("--backend", "backend", "text", "numba, reference or cuda"),
@@ -275,12 +281,13 @@ def _train(args: argparse.Namespace) -> int:
         patience=experiment.patience,
         evaluate_every=experiment.evaluate_every,
         budget=budget_of(experiment),
+        memory_budget=experiment.memory_budget,
         probes=experiment.probes,
         out=args.out,
         quiet=args.quiet,
         label=run.label,
     )
-    measure = data.measures[0]
+    measure, engine = data.measures[0], done.engine
     found = {by: score(engine, done.state, data, by)[measure] for by in engine.rule.predictors}
     shown = ", ".join(f"{by} {a:.4f}" for by, a in found.items())
     print(f"{'already finished' if was_there else 'finished'}: {final}")

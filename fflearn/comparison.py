@@ -196,6 +196,7 @@ def record_of(
         patience=e.patience,
         evaluate_every=e.evaluate_every,
         budget=budget_of(e),
+        memory_budget=e.memory_budget,
         probes=e.probes,
         out=folder / "checkpoints" / slug if folder is not None else None,
         save_every_seconds=20.0,
@@ -242,6 +243,7 @@ def _tried(run: Run, data: Data, quiet: bool, kept: Path | None) -> list[Record]
                 seed=run.seed,
                 evaluate_every=e.epochs,
                 budget=budget_of(e),
+                memory_budget=e.memory_budget,
                 quiet=quiet,
                 label=f"{run.label} lr {engine.optimizer.lr:.3g}",
             ).best[0]

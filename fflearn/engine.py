@@ -101,6 +101,7 @@ class Engine:
         self.objective = objectives.load(objective)() if isinstance(objective, str) else objective
         self.task, self.probes = checked_task(task), dict(probes or {})
         self._counted: dict[Hashable, Ledger] = {}
+        self.at_once, self.sweep = 0, 1000  # samples per pass of a step (0: all); in prediction
         recorded = _checked_mode(mode) == "tape" and not rule.op_by_op
         self.tapes = (self.kernels.steps(self) or Tapes(self)) if recorded else None
         self._wire()
@@ -231,22 +232,24 @@ class Engine:
         """A fresh state; all of it is a function of the seed, whatever the backend."""
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise SpecError(f"a seed needs to be a whole number from 0 on; got {seed!r}.")
-        dtype, root = np.dtype(self.dtype), Key(int(seed))
-        params, aux, opt = [], [], []
-        for spec, layer in zip(self.specs, self.net.leaves, strict=True):
-            params.append(Slots(layer.init(root.fold("init", spec.index), spec.in_shape, dtype)))
-            key = root.fold("rule", spec.index)
-            v = LayerView(
-                spec, layer, params[-1].readable, {}, self.kernels, key, self.rule.channels
-            )
-            owned = self.rule.init(v, key, root.fold("shared"))
-            aux.append(Slots({n: np.asarray(a, dtype) for n, a in owned.items()}))
-            trained = {n: a for n, a in params[-1].items() if n not in layer.buffers}
-            trained |= {f"aux.{n}": aux[-1][n] for n in self.rule.plastic(v, owned)}
-            slots = [self.optimizer.slots(n, w) for n, w in trained.items()]
-            opt.append(Slots({n: a for s in slots for n, a in s.items()}))
+        layers = [self.fresh(int(seed), i) for i in range(len(self.specs))]
+        params, aux, opt = ([layer[part] for layer in layers] for part in range(3))
         meta = {"depth": len(params), "net": self.net.spec()}
         return self.placed(State(params, aux, opt, 0, int(seed), meta))
+
+    def fresh(self, seed: int, layer: int) -> tuple[Slots, Slots, Slots]:
+        """What a fresh state has of one layer: parameters, the rule's arrays, the optimizer's."""
+        spec, leaf = self.specs[layer], self.net.leaves[layer]
+        dtype, root = np.dtype(self.dtype), Key(seed)
+        params = Slots(leaf.init(root.fold("init", layer), spec.in_shape, dtype))
+        key = root.fold("rule", layer)
+        v = LayerView(spec, leaf, params.readable, {}, self.kernels, key, self.rule.channels)
+        owned = self.rule.init(v, key, root.fold("shared"))
+        aux = Slots({n: np.asarray(a, dtype) for n, a in owned.items()})
+        trained = {n: a for n, a in params.items() if n not in leaf.buffers}
+        trained |= {f"aux.{n}": aux[n] for n in self.rule.plastic(v, owned)}
+        slots = [self.optimizer.slots(n, w) for n, w in trained.items()]
+        return params, aux, Slots({n: a for s in slots for n, a in s.items()})
 
     def placed(self, state: State) -> State:
         """The state with its arrays where the backend has its own; itself, where they are."""
@@ -272,6 +275,8 @@ class Engine:
         """
         batch, variant = self.checked_batch(batch), self.variant(state)
         stepped = self._op_by_op if self.tapes is None else self.tapes.step
+        if 0 < self.at_once < len(batch.x):
+            stepped = self._in_parts
         info, ledger = stepped(state, batch, variant)
         state.step += 1
         return info, ledger
@@ -286,6 +291,51 @@ class Engine:
 
         info, ledger = self.run(state, batch, variant, True, observe)
         return info | found, ledger
+
+    def needs_whole(self) -> str:
+        """Why a step is not the mean of steps over parts of its batch; "" where it is."""
+        who = type(self.rule).__name__
+        if not self.rule.averages:
+            return f"{who} does not learn the mean of what parts of a batch teach"
+        for spec, layer in zip(self.specs, self.net.leaves, strict=True):
+            if layer.couples_samples:
+                return f"{spec.name!r} mixes the samples of a batch"
+            if layer.draws:
+                return f"{spec.name!r} draws noise for the samples of a batch"
+        return ""
+
+    def _in_parts(self, state: State, batch: Batch, variant: Hashable) -> tuple[dict, Ledger]:
+        """A step over at most `at_once` samples at a time, after all of which layers learn."""
+        k, n = self.kernels, len(batch.x)
+        grads: list[dict[str, Any]] = [{} for _ in self.specs]
+        aux_grads: list[dict[str, Any]] = [{} for _ in self.specs]
+        total: dict[str, Any] = {}
+        for i in range(0, n, self.at_once):
+            part = slice(i, i + self.at_once)
+            weight = None if batch.weight is None else batch.weight[part]
+            some = Batch(batch.x[part], batch.y[part], batch.side, weight)
+            share = len(some.x) / n if weight is None else float(weight.sum() / batch.weight.sum())
+            if not share:
+                continue
+            found: dict[str, Any] = {}
+
+            def observe(v: LayerView, u: Update, share=share, found=found) -> None:
+                for name, probe in self.probes.items():
+                    found[f"{name}/{v.spec.index}"] = probe(v, u)
+                for sums, parts in ((grads, u.grads), (aux_grads, u.aux_grads)):
+                    for name, g in parts.items():
+                        g = k.formed(g)
+                        held = sums[v.spec.index].setdefault(name, np.zeros_like(g))
+                        held += g.dtype.type(share) * g
+
+            info, ledger = self.run(state, some, variant, False, observe)
+            for name, value in (info | found).items():
+                total[name] = total.get(name, 0) + share * value
+        with k.running(self.threads):
+            bus = self._bus(state, batch, True, variant)
+            for i, updates in enumerate(zip(grads, aux_grads, strict=True)):
+                bus.learn(i, Update(*updates))
+        return total, ledger
 
     def measure(self, state: State, batch: Batch) -> np.ndarray:
         """The numbers (K,) that a step would learn from, float64; nothing changes.
@@ -397,7 +447,7 @@ class Engine:
         state: State,
         x: Any,
         by: str = "",
-        rows: int = 1000,
+        rows: int = 0,
         side: Mapping[str, Any] | None = None,
     ) -> np.ndarray:
         """Scores (N, *net_out) for samples (N, *in); the best class has the highest score.
@@ -407,7 +457,7 @@ class Engine:
         by : str
             One of the rule's `predictors`; default the first.
         rows : int
-            Samples per sweep, a bound on memory.
+            Samples per sweep, a bound on memory; default `sweep`.
         side : mapping, optional
             What layers read besides their input; the samples then go in one sweep.
         """
@@ -417,7 +467,7 @@ class Engine:
         x = self._checked_x(x)
         key = Key(state.seed).using(self.kernels).fold("predict")
         side = self._placed_side(side)
-        rows = len(x) if side else rows
+        rows = len(x) if side else rows or self.sweep
         with self.kernels.running(self.threads):
             parts = [
                 self.rule.predict(

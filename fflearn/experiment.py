@@ -31,7 +31,7 @@ OBJECTIVES = {"classification": "softmax_cross_entropy", "regression": "mse"}
 OPTIMIZER_SETTINGS = ("optimizer", "lr", "momentum", "weight_decay", "schedule")
 
 # Fields of later versions: where they are left alone, a record of before is found again.
-LATER = ("probes", "budget_seconds", "budget_samples")
+LATER = ("probes", "budget_seconds", "budget_samples", "memory_budget")
 BEFORE = "grid"  # how learning rates were searched when records did not say it
 MOST_SEEDS = 1000  # what "how many seeds" can mean: a larger number was meant as a seed
 
@@ -77,6 +77,8 @@ class Experiment:
     budget_seconds, budget_samples
         What a run may spend in training before it stops, within an epoch if need be; schedules
         go by ``epochs`` all the same.
+    memory_budget : str
+        What the arrays of a run may take, as "200MB"; see `fflearn.train`.
     evaluate_every : int
         Epochs between two evaluations for the curves.
     probes : tuple of str
@@ -108,6 +110,7 @@ class Experiment:
     patience: int = 0
     budget_seconds: float | None = None
     budget_samples: int | None = None
+    memory_budget: str = ""
     evaluate_every: int = 1
     probes: tuple[str, ...] = ()
     backend: str = "numba"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fflearn import registry
+from fflearn import memory, registry
 from fflearn.base import Ledger, Rule
 from fflearn.data import Data
 from fflearn.data import load as load_data
@@ -127,6 +127,7 @@ def train(
     patience: int = 0,
     evaluate_every: int = 1,
     budget: Budget = Budget(),
+    memory_budget: str | int = "",
     probes: Iterable[str] = (),
     out: str | Path | None = None,
     callbacks: Iterable[Callable[[Progress], bool | None]] = (),
@@ -153,6 +154,9 @@ def train(
         Epochs between two evaluations for the curves; the last epoch is always evaluated.
     budget : Budget
         Seconds or samples after which the run stops, within an epoch if need be.
+    memory_budget : str or int
+        Bytes that arrays may take, as "200MB": batches go in parts or activity is computed twice
+        where that is needed and learns the same, or nothing is begun; see `fflearn.memory`.
     probes : iterable of str
         Names of `fflearn.probes`, measured where the run is evaluated, on its first batch (what
         layers hold on samples of both parts); in ``.curves`` as "name/layer index".
@@ -205,6 +209,7 @@ def train(
         patience=patience,
         evaluate_every=evaluate_every,
         budget=budget,
+        memory_budget=memory_budget,
         probes=probes,
         out=out,
         callbacks=callbacks,
@@ -222,6 +227,7 @@ def fit(
     patience: int = 0,
     evaluate_every: int = 1,
     budget: Budget = Budget(),
+    memory_budget: str | int = "",
     probes: Iterable[str] = (),
     out: str | Path | None = None,
     save_every_seconds: float = 0.0,
@@ -242,6 +248,8 @@ def fit(
     if k := _device_of(engine):
         batches = batches.on(k)
     engine.horizon = (batches.steps_per_epoch, epochs)
+    if memory_budget:
+        engine = _within(engine, batches, memory_budget, out)
     run = Progress(engine, engine.init(seed), data, epochs)
     identity = _identity(engine, data, epochs, batches.batch_size, patience, budget)
     run.state.meta |= {"run": identity}
@@ -270,6 +278,14 @@ def fit(
                 files.save(run)
         files.finish(run)
     return run
+
+
+def _within(engine: Any, batches: Any, budget: str | int, out: Any) -> Any:
+    """The engine, kept within a memory budget; the run has a copy of the state, and a file one."""
+    if not isinstance(engine, Engine):
+        raise SpecError("torch takes the memory that it takes. Leave the memory budget out.")
+    copies = 1 + (out is not None)
+    return memory.fitted(engine, batches.batch(0), batches.batch_size, memory.size(budget), copies)
 
 
 def _bar(run: Progress, batches: Any, quiet: bool) -> Any:

@@ -21,6 +21,7 @@ class Backprop(Rule):
     """
 
     channels: ClassVar = frozenset({Channel.TRANSPOSE})
+    averages: ClassVar = True
     short: ClassVar = ("bp",)
     citation: ClassVar = "Rumelhart, Hinton & Williams (1986), Nature 323"
 

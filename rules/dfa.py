@@ -59,6 +59,7 @@ class DFA(Rule):
     recompute: bool = False
 
     channels: ClassVar = frozenset({Channel.ERROR})
+    averages: ClassVar = True
     short: ClassVar = ("direct_feedback_alignment",)
     citation: ClassVar = "Nokland (2016), arXiv:1609.01596"
     optimizer: ClassVar = {"name": "adam", "lr": 3e-3}

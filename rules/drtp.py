@@ -57,6 +57,7 @@ class DRTP(Rule):
     bounded: bool = True
 
     channels: ClassVar = frozenset({Channel.TARGET})
+    averages: ClassVar = True
     choices: ClassVar = {"loss": ("linear", "l2", "l1")}
     needs_classes: ClassVar = True  # its signal has the sign of the error for labels of 0 and 1
     short: ClassVar = ("direct_random_target_projection",)

@@ -24,6 +24,7 @@ class FA(Rule):
     """
 
     channels: ClassVar = frozenset({Channel.FEEDBACK})
+    averages: ClassVar = True
     short: ClassVar = ("feedback_alignment",)
     citation: ClassVar = "Lillicrap et al. (2016), Nat. Commun. 7, 13276"
     optimizer: ClassVar = {"name": "adam", "lr": 3e-3}

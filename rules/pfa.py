@@ -63,6 +63,7 @@ class PFA(Rule):
 
     choices: ClassVar = {"matrix": ("dense", "signs", "hadamard")}
     channels: ClassVar = frozenset({Channel.FEEDBACK})
+    averages: ClassVar = True
     short: ClassVar = ("product_feedback_alignment",)
     citation: ClassVar = "Ji-An & Benna (2024), arXiv:2405.20594"
     optimizer: ClassVar = {

@@ -31,6 +31,7 @@ class SignSymmetry(Rule):
     magnitudes: str = "uniform"
 
     channels: ClassVar = frozenset({Channel.SIGN})
+    averages: ClassVar = True
     choices: ClassVar = {"magnitudes": ("uniform", "batch_random", "fixed_random")}
     short: ClassVar = ("sf", "usf")
     citation: ClassVar = "Liao, Leibo & Poggio (2016), arXiv:1510.05067"

@@ -35,6 +35,7 @@ class Layer:
     weights: ClassVar[tuple[str, ...]] = ()  # parameters that are weight matrices
     buffers: ClassVar[tuple[str, ...]] = ()  # parameters that no gradient moves
     couples_samples: ClassVar[bool] = False  # one sample's output depends on the others
+    draws: ClassVar[bool] = False  # it draws noise for each sample
     shares: ClassVar[bool] = False  # forward and param_vjp take a `Shown` in the place of x
     words: ClassVar[tuple[str, ...]] = ()  # fields that a spec string gives by position
 

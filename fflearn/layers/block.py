@@ -101,6 +101,10 @@ class Block(Layer):
         return any(layer.couples_samples for layer in self.leaves)
 
     @property
+    def draws(self) -> bool:  # type: ignore[override]
+        return any(layer.draws for layer in self.leaves)
+
+    @property
     def linear(self) -> bool:
         return False
 

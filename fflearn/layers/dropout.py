@@ -47,6 +47,10 @@ class Dropout(Layer):
         return [(cls(), (7,)), (cls(0.2), (3, 4, 2))]
 
     @property
+    def draws(self) -> bool:  # type: ignore[override]
+        return self.rate > 0
+
+    @property
     def linear(self) -> bool:
         return True
 
