@@ -34,7 +34,8 @@ RULES = (
     FF,
     "frozen",
 )
-IN_PROCESS = ("backprop", FF, registry.REFERENCE)
+IN_PROCESS = (registry.REFERENCE, "backprop", FF, "drtp")
+DEEP, BATCHES = 1024, (512, 4096)  # width and batches of what processes train
 WIDTH, BATCH, DEPTHS = 256, 256, (4, 8, 16, 32, 64)
 # Plain: no state of its own beside what learning needs.
 OPTIMIZER = optimizer("sgd", lr=1e-7)
@@ -114,8 +115,11 @@ def _three_steps(name: str, size: Size) -> None:
 
 
 def in_process(names: tuple[str, ...], depth: int, width: int, batch: int) -> list[dict]:
-    """A row per name, each measured in a fresh process; bytes are null where it cannot be."""
-    rows = []
+    """A row per name, each measured in a fresh process; bytes are null where it cannot be.
+
+    Ratios are to PyTorch's backpropagation.
+    """
+    rows: list[dict[str, Any]] = []
     for name in names:
         run = None
         if sys.platform == "linux" and (name != registry.REFERENCE or autograd.available()):
@@ -123,7 +127,8 @@ def in_process(names: tuple[str, ...], depth: int, width: int, batch: int) -> li
             command += [str(n) for n in (depth, width, batch)]
             run = subprocess.run(command, capture_output=True, text=True, check=True)
         found = json.loads(run.stdout) if run else None
-        rows.append({"name": name, "depth": depth, "peak_bytes_above_start": found})
+        about = {"name": name, "depth": depth, "width": width, "batch": batch}
+        rows.append({**about, "peak_bytes_above_start": found})
     base = rows[0]["peak_bytes_above_start"]
     for row in rows:
         found = row["peak_bytes_above_start"]
@@ -150,8 +155,10 @@ def show(result: Mapping[str, Any]) -> str:
         lines.append(
             f"{r['name']:{wide}}{peaks}{r['bytes_per_layer'] / 1e3:11.1f}{r['ratio']:8.3f}"
         )
-    lines += ["", f"peak of the process above its start, depth {result['process'][0]['depth']}"]
     for r in result["process"]:
+        if r["name"] == result["process"][0]["name"]:
+            size = f"{r['depth']} layers of {r['width']}, batch {r['batch']}"
+            lines += ["", f"peak of the process above its start, {size}"]
         found = r["peak_bytes_above_start"]
         text = "not measured" if found is None else f"{found / 1e6:8.1f} MB"
         lines.append(f"{r['name']:{wide}}{text}" + (f"{r['ratio']:8.3f}" if r["ratio"] else ""))
@@ -176,7 +183,11 @@ def main(argv: list[str] | None = None) -> int:
         "batch": batch,
         "optimizer": OPTIMIZER.settings(),
         "rows": over_depth(RULES, depths, width, batch),
-        "process": in_process(IN_PROCESS, depths[-1], width, batch),
+        "process": [
+            row
+            for n in ((16,) if options.quick else BATCHES)
+            for row in in_process(IN_PROCESS, depths[-1], width if options.quick else DEEP, n)
+        ],
         "notes": [] if autograd.available() else [autograd.MISSING],
     }
     print(show(result))

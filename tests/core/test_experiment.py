@@ -43,6 +43,7 @@ OTHER = {
     "evaluate_every": 4,
     "budget_seconds": 2.5,
     "budget_samples": 1000,
+    "memory_budget": "200MB",
     "datasets": ("cora", "citeseer"),
     "nets": ("gcn", "sage width=8"),
     "probes": ("dead_units", "path_angle"),
