@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fflearn import kernels, registry, tuning
+from fflearn import kernels, registry, sizes, tuning
 from fflearn.data.kind import TASKS
 from fflearn.engine import default_optimizer
 from fflearn.errors import SpecError
@@ -131,6 +131,11 @@ class Experiment:
         for name in ("budget_seconds", "budget_samples"):
             if (given := getattr(self, name)) is not None and not given > 0:
                 raise SpecError(f"{name} needs a number above 0; got {given!r}.")
+        if self.memory_budget:
+            try:
+                sizes.size(self.memory_budget)
+            except SpecError as e:
+                raise SpecError(f"memory_budget: {e}") from None
         tuning.check(self.search, whole("tune", self.tune, 0))
         for seed in self.seeds:
             whole("a seed", seed, 0)

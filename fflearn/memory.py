@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import gc
 import math
-import re
 import tracemalloc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,11 +23,11 @@ from fflearn.base import Batch
 from fflearn.bus import Bus
 from fflearn.engine import Engine
 from fflearn.errors import SpecError
+from fflearn.sizes import shown
 from fflearn.state import State
 
 Shapes = list[tuple[dict[str, Any], ...]]  # (shape, dtype) by layer, part of the state, name
 FEW = 16, 32  # samples of the two trials; more than the parts that kernels sum apart
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True)
@@ -163,43 +162,6 @@ def _parts(rows: int, can: bool) -> Iterator[int]:
     while can and rows > 1:
         rows = -(-rows // 2)
         yield rows
-
-
-# ---- sizes ----------------------------------------------------------------------------------------
-
-
-def size(text: str | int) -> int:
-    """Bytes from "200MB", "1.5 GB" or a number; SpecError.
-
-    Examples
-    --------
-    >>> size("200MB"), size("1.5 gb"), size(512)
-    (200000000, 1500000000, 512)
-    """
-    found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?B?)\s*", str(text), re.IGNORECASE)
-    number = _number(found[1]) if found else math.nan
-    if found is None or not number > 0 or found[2].upper() not in UNITS:
-        raise SpecError(f"a memory budget needs the form 200MB or 1.5GB; got {text!r}.")
-    return int(number * UNITS[found[2].upper()])
-
-
-def shown(n: int) -> str:
-    """Bytes as `size` reads them.
-
-    Examples
-    --------
-    >>> shown(268_435_456)
-    '268.4MB'
-    """
-    unit = next((u for u in ("TB", "GB", "MB", "KB") if n >= UNITS[u]), "B")
-    return f"{n / UNITS[unit]:.4g}{unit}"
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 # ---- a state that takes the memory of its largest array -------------------------------------------

@@ -26,6 +26,7 @@ from fflearn.optim import optimizer as optimizer_by_name
 from fflearn.probes import Probing
 from fflearn.registry import Variant
 from fflearn.run_files import RunFiles
+from fflearn.sizes import size
 from fflearn.state import State, check_same_arrays
 from fflearn.state import load as load_state
 
@@ -285,7 +286,7 @@ def _within(engine: Any, batches: Any, budget: str | int, out: Any) -> Any:
     if not isinstance(engine, Engine):
         raise SpecError("torch takes the memory that it takes. Leave the memory budget out.")
     copies = 1 + (out is not None)
-    return memory.fitted(engine, batches.batch(0), batches.batch_size, memory.size(budget), copies)
+    return memory.fitted(engine, batches.batch(0), batches.batch_size, size(budget), copies)
 
 
 def _bar(run: Progress, batches: Any, quiet: bool) -> Any:

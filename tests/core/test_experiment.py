@@ -148,6 +148,7 @@ WRONG = {
     "evaluate_every": [0, False],
     "budget_seconds": [0, -1.0, "long"],
     "budget_samples": [0, 1.5, "many"],
+    "memory_budget": ["much", "-1MB", "0", "3 miles"],
     "datasets": ["cora", ("cora", "cora"), (3,), None],
     "nets": ["mlp", ("gcn", "gcn"), (3,), None],
     "probes": ["dead_units", (1,), None],

@@ -17,6 +17,7 @@ from fflearn.errors import SpecError
 from fflearn.optim import optimizer
 from fflearn.random import Key
 from fflearn.registry import rule
+from fflearn.sizes import size
 from fflearn.training import train
 
 FF = "forward_forward[head=false,negatives=wrong]"
@@ -216,7 +217,7 @@ def test_what_cannot_fit_is_refused_with_what_to_type():
         memory.fitted(engine, batch, 64, 100_000, copies=1)
     text = str(told.value)
     assert "the memory budget is 100KB" in text and "--memory-budget " in text
-    typed = memory.size(text.split("--memory-budget ")[1].split(",")[0])
+    typed = size(text.split("--memory-budget ")[1].split(",")[0])
     assert memory.fitted(engine, batch, 64, typed, copies=1).at_once <= 64
 
 
@@ -243,4 +244,4 @@ def test_the_command_line_takes_a_budget(tmp_path, capsys):
 @pytest.mark.parametrize("text", ["", "many", "0MB", "-5MB", "5 XB", "nanMB"])
 def test_sizes_that_are_none_are_told(text):
     with pytest.raises(SpecError, match="200MB or 1.5GB"):
-        memory.size(text)
+        size(text)
