@@ -184,9 +184,7 @@ class Softmax(Loss):
 
     def __call__(self, k: Any, u: Any, phase: Any) -> tuple[Any, Any]:
         temperature = u.dtype.type(self.temperature)
-        losses, error = k.softmax_ce(
-            np.ascontiguousarray(u.T / temperature), (phase.T > 0).astype(u.dtype)
-        )
+        losses, error = k.softmax_ce(k.asarray(u.T / temperature), (phase.T > 0).astype(u.dtype))
         return losses, len(u) / temperature * error.T
 
 

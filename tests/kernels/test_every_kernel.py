@@ -14,7 +14,7 @@ from fflearn.kernels.reference import ACTIVATIONS, GOODNESS, NORMS, Kernels, Pro
 REFERENCE = Kernels()
 DTYPES = (np.float32, np.float64)
 # These compute no number: they place arrays, or say how steps run.
-NO_NUMBERS = {"asarray", "constant", "host", "running", "side", "steps"}
+NO_NUMBERS = {"asarray", "constant", "fits", "host", "running", "side", "stack", "steps"}
 METHODS = [
     name
     for name, _ in inspect.getmembers(Kernels, callable)
@@ -159,7 +159,31 @@ def draws(rng, dtype):
     return [(2**64 - 1, 2**33 + 5, shape, dtype) for shape in (0, 1, (3, 5), 20011)]
 
 
+POOLS = [((1, 1, 1, 1), 1, 1), ((2, 5, 7, 3), 2, 2), ((3, 6, 6, 5), 3, 2), ((2, 7, 5, 2), 3, 1)]
+
+
+def pools(rng, dtype, part):
+    """Images with ties, and what comes back to them: shape of x, size of a patch, stride."""
+    for shape, size, stride in POOLS:
+        x = rng.integers(0, 4, shape).astype(dtype)
+        y, tap = REFERENCE.max_pool(x, size, stride)
+        dy = rng.normal(size=y.shape).astype(dtype)
+        if part == "pool":
+            yield x, size, stride
+        elif part == "pick":
+            yield rng.normal(size=shape).astype(dtype), tap, size, stride
+        elif part == "put":
+            yield dy, tap, shape[1:], size, stride
+        else:
+            yield dy, shape[1:], size, stride
+
+
 CASES = {
+    "avg_pool": lambda r, t: pools(r, t, "pool"),
+    "avg_pool_input": lambda r, t: pools(r, t, "back"),
+    "max_pool": lambda r, t: pools(r, t, "pool"),
+    "pick": lambda r, t: pools(r, t, "pick"),
+    "put": lambda r, t: pools(r, t, "put"),
     "matmul": lambda r, t: pairs(r, t, lambda m, k, n: ((m, k), (k, n))),
     "matmul_tn": lambda r, t: pairs(r, t, lambda m, k, n: ((k, m), (k, n))),
     "matmul_nt": lambda r, t: pairs(r, t, lambda m, k, n: ((m, k), (n, k))),
@@ -245,7 +269,8 @@ def test_matches_the_reference(k, name, dtype):
         if name in EXACT_UNLESS_PRODUCT and not isinstance(args[1], Product):
             roundings = 0
         for x, y in zip(got, want, strict=True):
-            assert x.dtype == y.dtype == (np.uint32 if name == "random_words" else dtype)
+            whole = np.issubdtype(y.dtype, np.integer)  # random words, the taps of a pool
+            assert x.dtype == y.dtype and (whole or y.dtype == dtype)
             assert x.shape == y.shape
             assert np.isfinite(x).all()
             # A saturated activity has the absolute error of the sum it came from.

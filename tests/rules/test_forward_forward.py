@@ -19,6 +19,8 @@ from fflearn.objectives.goodness import loss
 from fflearn.optim import optimizer
 from fflearn.registry import rule
 
+# What is tested with a peer and msq is a derivative; that they make poor settings is advised.
+pytestmark = pytest.mark.filterwarnings("ignore:forward_forward.goodness=msq")
 HIDDEN = "dense 17 relu | dense 13 tanh | dense 12 gelu"
 
 
