@@ -119,6 +119,12 @@ class RecurrentFF(Rule):
     # -- the network this rule trains ------------------------------------------------------------
     def adapt(self, net: Network) -> Network:
         top = leaves_of(net.nodes, len(net.nodes) - 1)
+        below = [layer.kind in PASSIVE for i, layer in enumerate(net.leaves) if i not in top]
+        if below and all(below):
+            raise SpecError(
+                f"recurrent_ff needs hidden layers that learn; {net.spec()!r} has none. Type for "
+                f"instance: dense 256 relu | {net.leaves[-1].spec()}"
+            )
         drawn = iter([self.normalised(layer, i in top) for i, layer in enumerate(net.leaves)])
         return Network(with_pooling(net.map(lambda _: next(drawn)).body))
 
