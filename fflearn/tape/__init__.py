@@ -1,8 +1,8 @@
 """A step recorded, compiled and repeated: the bits of eager mode without its Python code.
 
-`Tapes` holds what an engine has recorded.  The first two steps of each kind (shapes of the batch,
-variant, probes) run op by op and are written down; they must agree.  Every further one is run by
-a `Program`.
+`Tapes` holds what an engine has recorded.  A step of a new kind (shapes of the batch, variant,
+probes) is tried first, without learning; the first two then run op by op and are written down, and
+must agree.  Every further one is run by a `Program`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Tapes:
     Attributes
     ----------
     strict : bool
-        A step that cannot be repeated raises `RecordError`.  Otherwise it is undone, and the
-        engine goes on op by op.
+        A step that cannot be repeated raises `RecordError`.  Otherwise the engine goes on op by
+        op.
     why : str
         Why it does; "" if it does not.
     """
