@@ -125,7 +125,11 @@ class Simulator:
     """Runs the kernels in Numba's simulator, on NumPy arrays: slow, and anywhere."""
 
     def __init__(self) -> None:
+        from numba.cuda.simulator.kernelapi import FakeCUDAShared
+
         self._made: dict[tuple[str, Any], Any] = {}
+        # Numba's own looks whether there is one, and then makes it: two threads can both make it.
+        FakeCUDAShared.array = _shared_array
 
     def __call__(self, name: str, real: Any, blocks: int, threads: int, args: tuple) -> None:
         """Run ``blocks`` x ``threads`` of a kernel."""
@@ -145,6 +149,15 @@ class Simulator:
             kernel[blocks, threads](*flat)
         finally:
             sys.setswitchinterval(before)
+
+
+def _shared_array(self: Any, shape: Any, dtype: Any) -> Any:
+    """The one array of a block that a line of a kernel names, whichever thread comes first."""
+    from numba.np.numpy_support import as_dtype
+
+    line = sys._getframe(1)
+    made = np.empty(shape, as_dtype(dtype) if isinstance(dtype, types.Type) else dtype)
+    return self._allocations.setdefault((line.f_code.co_filename, line.f_lineno), made)
 
 
 def _casts(letters: str, real: Any) -> list[Any]:

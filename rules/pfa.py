@@ -218,11 +218,9 @@ class PFA(Rule):
         if v.is_input:
             return None
         w = v.params.get("W")
-        few = w is not None and w.ndim == 2 and da.size * sum(w.shape) < w.size * w.shape[1]
-        if (
-            few and self.plain
-        ):  # rows (n_in + n) < n_in n: about where the population costs less than the path
-            v.state["mid"] = times(v.k, da, v.aux["B.W"])
+        # rows (n_in + n) < n_in n: about where the population costs less than the path.
+        if w is not None and w.ndim == 2 and da.size * sum(w.shape) < w.size * w.shape[1]:
+            v.state["mid"] = self.into(v.k, da, v.aux["B.W"])
         if "mid" in v.state and not self.collapsed:
             return v.input_vjp(v.trace, v.state["mid"], {"W": v.aux["R.W"]})
         return v.input_vjp(v.trace, da, self.paths(v))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,30 @@ def test_constants_and_side_data_are_brought_once():
     assert k.constant(np.arange(3)) is not k.constant(np.arange(3.0))
     side = np.eye(3)
     assert k.side(side) is k.side(side)
+
+
+def test_threads_of_a_block_share_one_array(monkeypatch):
+    """Numba's own simulator lets two threads make it: a product is then wrong, now and then."""
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+
+    SimulatedDevice()
+    shared, found = FakeCUDAShared(0), []
+    together, empty = threading.Barrier(3), np.empty
+
+    def slow(*args):
+        together.wait(10)
+        return empty(*args)
+
+    monkeypatch.setattr(np, "empty", slow)
+    block = [
+        threading.Thread(target=lambda: found.append(shared.array((4, 5), np.float32)))
+        for _ in range(3)
+    ]
+    for t in block:
+        t.start()
+    for t in block:
+        t.join()
+    assert len(found) == 3 and len({id(a) for a in found}) == 1
 
 
 # ---- whole steps -----------------------------------------------------------------------------------
