@@ -11,8 +11,8 @@ two; everything else has the same bits.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numba
@@ -24,7 +24,7 @@ from fflearn.kernels.blas import gemm
 from fflearn.kernels.jit import CONFIG
 from fflearn.kernels.patches import out_size
 from fflearn.kernels.reference import EPS, Array, Kernels, Product, _real, adam_scales
-from fflearn.kernels.threads import one_blas_thread
+from fflearn.kernels.threads import ONE_BLAS_THREAD
 
 _FUSED = {"identity": compiled.IDENTITY, "relu": compiled.RELU, "hardsigmoid": compiled.HARDSIGMOID}
 _GATED = _FUSED | {"tanh": compiled.TANH, "sigmoid": compiled.SIGMOID}
@@ -49,6 +49,26 @@ def threading_layer() -> str:
         return "not started"
 
 
+class _Running:
+    """Compiled loops use up to ``threads`` threads, BLAS one; both are restored at the end."""
+
+    __slots__ = ("_before", "_wanted")
+
+    def __init__(self, threads: int):
+        self._wanted = max(1, min(threads, CONFIG.NUMBA_NUM_THREADS))
+
+    def __enter__(self) -> None:
+        self._before = numba.get_num_threads()
+        if self._wanted != self._before:  # a microsecond each: many, for a small step
+            numba.set_num_threads(self._wanted)
+        ONE_BLAS_THREAD.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        ONE_BLAS_THREAD.__exit__()
+        if self._wanted != self._before:
+            numba.set_num_threads(self._before)
+
+
 class CpuKernels(Kernels):
     """Numba kernels for float32 and float64; the same bits for any number of threads."""
 
@@ -60,18 +80,9 @@ class CpuKernels(Kernels):
 
         return lowering
 
-    @contextmanager
-    def running(self, threads: int) -> Iterator[None]:
+    def running(self, threads: int) -> AbstractContextManager[None]:
         """Compiled loops use up to ``threads`` threads, BLAS one; both are restored at the end."""
-        before, wanted = numba.get_num_threads(), max(1, min(threads, CONFIG.NUMBA_NUM_THREADS))
-        if wanted != before:  # a microsecond each: many, for a small step
-            numba.set_num_threads(wanted)
-        try:
-            with one_blas_thread():
-                yield
-        finally:
-            if wanted != before:
-                numba.set_num_threads(before)
+        return _Running(threads)
 
     # ---- products ---------------------------------------------------------------------------
     def matmul(self, a: Array, b: Array) -> Array:

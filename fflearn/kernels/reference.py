@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fflearn import random
 from fflearn.kernels import patches
-from fflearn.kernels.threads import one_blas_thread
+from fflearn.kernels.threads import ONE_BLAS_THREAD
 
 Array = NDArray
 
@@ -55,7 +55,7 @@ class Kernels:
 
     def running(self, threads: int) -> AbstractContextManager[None]:
         """A context in which steps run; here it holds BLAS to one thread whatever is asked."""
-        return one_blas_thread()
+        return ONE_BLAS_THREAD
 
     def steps(self, engine: Any) -> Any:
         """A backend's own way to repeat an engine's steps; None where the tape does."""

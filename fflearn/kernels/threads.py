@@ -3,8 +3,8 @@
 import ctypes
 import functools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
 from typing import Any
 
 Pool = tuple[Callable[[], int], Callable[[int], object]]  # tells and sets its number of threads
@@ -31,20 +31,32 @@ def _pool(controller: Any) -> Pool:
     return lambda: controller.num_threads, controller.set_num_threads
 
 
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Hold every BLAS pool to one thread; restore each afterwards, also after an exception.
+class _OneThread:
+    """Whoever comes first holds every BLAS pool to one thread; who leaves last restores them.
 
     OpenBLAS splits a product according to its thread count, which changes the rounding, and its
-    idle workers spin, which halves the speed of a parallel loop that runs beside them.
+    idle workers spin, which halves the speed of a parallel loop that runs beside them.  The count
+    is the process's: with steps on several threads, none may restore it under the others.
     """
-    held = []
-    for tell, change in _pools("scipy.linalg" in sys.modules):
-        if (before := tell()) != 1:
-            change(1)
-            held.append((change, before))
-    try:
-        yield
-    finally:
-        for change, before in held:
-            change(before)
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._held: list[tuple[Callable[[int], object], int]] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            for tell, change in _pools("scipy.linalg" in sys.modules):
+                if (before := tell()) != 1:
+                    change(1)
+                    self._held.append((change, before))
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            while self._held and not self._inside:
+                change, before = self._held.pop()
+                change(before)
+
+
+ONE_BLAS_THREAD = _OneThread()

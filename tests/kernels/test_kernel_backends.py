@@ -47,6 +47,24 @@ def test_running_restores_threads(k):
     assert pools() == before
 
 
+def test_running_beside_another_holds_blas_until_the_last_leaves(k):
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def pools():
+        blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
+        return [c.num_threads for c in blas.lib_controllers]
+
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        before = pools()
+        first, second = k.running(1), k.running(1)
+        first.__enter__()
+        second.__enter__()  # as of an engine in another thread
+        first.__exit__(None, None, None)
+        assert set(pools()) == {1}
+        second.__exit__(None, None, None)
+        assert pools() == before == [2] * len(before)
+
+
 THREADS = """
 import numba
 from fflearn import kernels
