@@ -74,27 +74,17 @@ class Blas:
             self._check(self._lib.cublasSetWorkspace_v2(self._handle, at, size))
             self._stream = stream
 
-    def gemm(
-        self,
-        ta: bool,
-        tb: bool,
-        m: int,
-        n: int,
-        k: int,
-        alpha: Any,
-        a: Any,
-        b: Any,
-        beta: Any,
-        c: Any,
-        batch: tuple[int, int, int, int] = (1, 0, 0, 0),
-    ) -> None:
-        """c (m, n) = alpha op(a) op(b) + beta c; ``batch``: how many, and elements between them."""
+    def gemm(self, ta: bool, tb: bool, a: Any, b: Any, c: Any, alpha: Any, beta: Any) -> None:
+        """c = alpha op(a) op(b) + beta c: matrices, or stacks of as many, C-contiguous.
+
+        Where ``ta``, op transposes the last two axes of a; ``alpha`` and ``beta`` hold one number.
+        """
         import cupy
 
         self._on(cupy.cuda.get_current_stream().ptr)
         real = c.dtype.type
         kind = FLOAT if real is np.float32 else DOUBLE
-        times, by_a, by_b, by_c = batch
+        (m, n), k = c.shape[-2:], a.shape[-2 if ta else -1]
         pointer, length = ctypes.c_void_p, ctypes.c_longlong
         # Column-major cuBLAS sees every row-major matrix transposed: c^T = op(b)^T op(a)^T.
         self._check(
@@ -109,17 +99,17 @@ class Blas:
                 pointer(b.data.ptr),
                 kind,
                 k if tb else n,
-                length(by_b),
+                length(k * n),
                 pointer(a.data.ptr),
                 kind,
                 m if ta else k,
-                length(by_a),
+                length(m * k),
                 pointer(beta.data.ptr),
                 pointer(c.data.ptr),
                 kind,
                 n,
-                length(by_c),
-                times,
+                length(m * n),
+                c.size // (m * n),
                 COMPUTE[real, self._precision],
                 DEFAULT_ALGORITHM,
             )

@@ -119,24 +119,7 @@ class SimulatedDevice:
 
         return getattr(special, name)(a)
 
-    def gemm(
-        self,
-        ta: bool,
-        tb: bool,
-        m: int,
-        n: int,
-        k: int,
-        alpha: Any,
-        a: Any,
-        b: Any,
-        beta: Any,
-        c: Any,
-        batch: tuple[int, int, int, int] = (1, 0, 0, 0),
-    ) -> None:
-        """c = alpha op(a) op(b) + beta c, as `fflearn.gpu.blas.Blas.gemm`."""
-        a, b = (
-            a.reshape((-1, k, m) if ta else (-1, m, k)),
-            b.reshape((-1, n, k) if tb else (-1, k, n)),
-        )
-        made = np.matmul(a.swapaxes(1, 2) if ta else a, b.swapaxes(1, 2) if tb else b)
-        c[...] = alpha * made.reshape(c.shape) + (beta * c if beta else 0)
+    def gemm(self, ta: bool, tb: bool, a: Any, b: Any, c: Any, alpha: Any, beta: Any) -> None:
+        """As `fflearn.gpu.blas.Blas.gemm`."""
+        made = (a.swapaxes(-1, -2) if ta else a) @ (b.swapaxes(-1, -2) if tb else b)
+        c[...] = alpha * made + (beta * c if beta else 0)

@@ -19,8 +19,7 @@ import numpy as np
 from fflearn.base import Batch, Settled
 from fflearn.bus import Bus
 from fflearn.errors import RecordError, SettingsWarning
-from fflearn.gpu.kernels import DECAY, LR, PROGRESS
-from fflearn.gpu.table import Setting
+from fflearn.gpu.updates import DECAY, LR, PROGRESS, Setting
 from fflearn.state import State
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, types
 
-from fflearn.gpu import kernels
+from fflearn.gpu.table import kernels
 from fflearn.kernels.jit import cache_folder
 
 PREFIX = "fflearn_"  # of a kernel's entry
@@ -49,12 +49,11 @@ def ptx(name: str, real: Any, cc: tuple[int, int]) -> str:
     """Assembly of a kernel for a compute capability, its entry named after it; no GPU is needed."""
     from numba.cuda import dispatcher
 
-    table = kernels.table(real)
     current = dispatcher.get_current_device
     # numba-cuda 0.30 asks the present GPU for its capability where a kernel calls a function.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc)
     try:
-        function, letters = table[name]
+        function, letters = kernels(real)[name]
         made = cuda.compile_ptx(function, signature(letters, real), cc=cc)[0]
     finally:
         dispatcher.get_current_device = current
@@ -111,7 +110,7 @@ class Launcher:
 
         path = _kept(name, real, self._cc)
         function = cupy.RawModule(path=str(path)).get_function(PREFIX + name)
-        casts = _casts(kernels.table(real)[name][1], real)
+        casts = _casts(kernels(real)[name][1], real)
 
         def run(blocks: int, threads: int, args: tuple) -> None:
             given = tuple(a if c is None else c(a) for c, a in zip(casts, args, strict=True))
@@ -129,13 +128,14 @@ class Simulator:
 
         self._made: dict[tuple[str, Any], Any] = {}
         # Numba's own looks whether there is one, and then makes it: two threads can both make it.
-        FakeCUDAShared.array = _shared_array
+        shared: Any = FakeCUDAShared
+        shared.array = _shared_array
 
     def __call__(self, name: str, real: Any, blocks: int, threads: int, args: tuple) -> None:
         """Run ``blocks`` x ``threads`` of a kernel."""
         from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
-        function, letters = kernels.table(real)[name]
+        function, letters = kernels(real)[name]
         kernel = self._made.setdefault((name, real), cuda.jit(function))
         casts = _casts(letters, real)
         # Wrapped by hand: an array given as it is would be copied, once for each argument that it is.

@@ -5,10 +5,29 @@ CuPy's own calls cuSPARSE, which it refuses while a step is captured.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numba import cuda
+
+from fflearn.gpu.scalars import functions
+
+
+def kernels(real: Any) -> dict[str, tuple[Callable[..., None], str]]:
+    """As `fflearn.gpu.table.kernels`."""
+    zero = functions(real).zero
+
+    def sparse_product(starts, columns, values, x, y, cols, n):
+        """A matrix in rows of (column, value), row i from starts[i] on, times x: n numbers."""
+        for i in range(cuda.grid(1), n, cuda.gridsize(1)):
+            s = zero
+            for e in range(starts[i // cols], starts[i // cols + 1]):
+                s += values[e] * x[columns[e] * cols + i % cols]
+            y[i] = s
+
+    return {"sparse_product": (sparse_product, "IIpppii")}
 
 
 class Sparse:

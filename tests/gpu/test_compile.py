@@ -33,7 +33,8 @@ WIDE = {
 COMPILE = """
 import json, re, sys
 import numpy as np
-from fflearn.gpu import kernels, launch
+from fflearn.gpu import launch
+from fflearn.gpu.table import kernels
 found = {}
 for real in (np.float32, np.float64):
     for name in sys.argv[1].split():
@@ -45,7 +46,7 @@ for real in (np.float32, np.float64):
             found[key] = code[:4].hex(), len(code)
         text = launch.ptx(name, real, (9, 0))
         parameters = len(re.findall(r"\\.param", text.split(".entry")[1].split(")")[0]))
-        letters = kernels.table(real)[name][1]
+        letters = kernels(real)[name][1]
         found[f"{name} {np.dtype(real).name}"] = ".f64" in text, parameters == len(letters)
 print(json.dumps(found))
 """
@@ -54,9 +55,9 @@ print(json.dumps(found))
 def names() -> list[str]:
     import numpy as np
 
-    from fflearn.gpu import kernels
+    from fflearn.gpu.table import kernels
 
-    return list(kernels.table(np.float32))
+    return list(kernels(np.float32))
 
 
 def compiled(kernels: str) -> dict[str, list]:

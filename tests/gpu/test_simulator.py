@@ -15,9 +15,10 @@ from fflearn import random, registry, rules
 from fflearn.base import Batch
 from fflearn.engine import Engine
 from fflearn.errors import RecordError, ShapeError, SpecError
-from fflearn.gpu import kernels, table
+from fflearn.gpu import columns
 from fflearn.gpu.device import SimulatedDevice
-from fflearn.gpu.table import CudaKernels, Setting
+from fflearn.gpu.table import CudaKernels, kernels
+from fflearn.gpu.updates import DECAY, LR, PROGRESS, Setting
 from fflearn.kernels.reference import Kernels
 from fflearn.optim import optimizer
 
@@ -51,7 +52,7 @@ def test_a_kernel_computes_what_the_reference_does(name, real, monkeypatch):
     call, launches, options = CASES[name]
     noted = Noted(**{n: v for n, v in options.items() if n != "parts"})
     if parts := options.get("parts"):
-        monkeypatch.setattr(table, "CHUNK", parts)
+        monkeypatch.setattr(columns, "CHUNK", parts)
         noted.device.grid = 40, 3
     found = call(noted.k, Draw(real, noted.k))
     want = call(Kernels(), Draw(real, Kernels()))
@@ -62,24 +63,24 @@ def test_a_kernel_computes_what_the_reference_does(name, real, monkeypatch):
 
 def test_no_kernel_is_untested():
     tested = set().union(*(launches for _, launches, _ in CASES.values())) | SETTINGS
-    assert tested == set(kernels.table(np.float32)) == set(kernels.table(np.float64))
+    assert tested == set(kernels(np.float32)) == set(kernels(np.float64))
 
 
 def test_settings_lie_in_memory():
     """A captured step reads them when it runs: other numbers, the same launch."""
     k, w = CudaKernels(SimulatedDevice()), np.ones(3)
     k.settle(4, 0.25, 0.5, 0.0)
-    k.sgd(w, np.ones(3), None, Setting(kernels.LR, 0.1), 0.0, Setting(kernels.DECAY))
+    k.sgd(w, np.ones(3), None, Setting(LR, 0.1), 0.0, Setting(DECAY))
     assert np.array_equal(w, np.full(3, 1 - 0.5 * 0.1))
     k.advance()
-    assert k.counter[0] == 5 and k.live[kernels.PROGRESS] == 0.25
+    assert k.counter[0] == 5 and k.live[PROGRESS] == 0.25
     k.settle(5, 0.5, 0.25, 0.1)
-    k.sgd(w, np.zeros(3), None, Setting(kernels.LR), 0.0, Setting(kernels.DECAY))
+    k.sgd(w, np.zeros(3), None, Setting(LR), 0.0, Setting(DECAY))
     assert np.allclose(w, 0.95 * (1 - 0.25 * 0.1), rtol=1e-15)
     drawn = k.random_words(7, k.counter, 5)
     assert np.array_equal(drawn, random.words(7, 5, 5))
     with pytest.raises(RecordError, match="learning rate"):
-        float(Setting(kernels.LR))
+        float(Setting(LR))
 
 
 @pytest.mark.parametrize("real", REALS)

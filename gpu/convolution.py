@@ -1,14 +1,19 @@
-"""CUDA kernels of images, channels last: patches, pooling, convolution (see `kernels.patches`)."""
+"""Convolutions, channels last: products whose patches are not stored, or cuBLAS on patches."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from numba import cuda, types
 
+from fflearn.gpu.arrays import reals
+from fflearn.gpu.columns import PLAIN, Columns
+from fflearn.gpu.patches import Patches
+from fflearn.gpu.products import Products
 from fflearn.gpu.scalars import SIMULATED, functions
+from fflearn.kernels.patches import out_size
+from fflearn.kernels.reference import Array
 
 # A block of a convolution makes SIDE x SIDE numbers, DEPTH terms of their sums at a time; each of
 # its SQUARE x SQUARE threads makes EACH x EACH of them, in registers.
@@ -19,97 +24,10 @@ PITCH = SIDE + 1  # a column more: no two threads go to one bank of shared memor
 FORWARD, WEIGHTS, INPUT = range(3)
 
 
-def table(real: Any) -> dict[str, tuple[Callable[..., None], str]]:
-    """As `fflearn.gpu.kernels.table`."""
-    zero = functions(real).zero
-
-    # ---- patches ----------------------------------------------------------------------------------
-    def im2col(x, cols, n, h, w, c, oh, ow, k, stride, padding):
-        """The pixels under each patch side by side: n is the number of numbers in cols."""
-        for i in range(cuda.grid(1), n, cuda.gridsize(1)):
-            channel = i % c
-            tap = (i // c) % (k * k)
-            place = i // (c * k * k)
-            row = (place // ow) % oh * stride - padding + tap // k
-            col = place % ow * stride - padding + tap % k
-            inside = row >= 0 and row < h and col >= 0 and col < w
-            at = ((place // (ow * oh) * h + row) * w + col) * c + channel
-            cols[i] = x[at] if inside else zero
-
-    def col2im(cols, x, n, h, w, c, oh, ow, k, stride, padding):
-        """The adjoint of `im2col`: each pixel gathers from the patches that hold it."""
-        for i in range(cuda.grid(1), n, cuda.gridsize(1)):
-            channel = i % c
-            col = (i // c) % w + padding
-            row = (i // (c * w)) % h + padding
-            image = i // (c * w * h)
-            s = zero
-            for ki in range(k):
-                for kj in range(k):
-                    oi, oj = row - ki, col - kj
-                    if oi >= 0 and oj >= 0 and oi % stride == 0 and oj % stride == 0:
-                        oi, oj = oi // stride, oj // stride
-                        if oi < oh and oj < ow:
-                            at = ((image * oh + oi) * ow + oj) * k * k + ki * k + kj
-                            s += cols[at * c + channel]
-            x[i] = s
-
-    # ---- pooling ------------------------------------------------------------------------------------
-    def max_pool(x, y, tap, n, h, w, c, oh, ow, size, stride):
-        for i in range(cuda.grid(1), n, cuda.gridsize(1)):
-            row, col = i // (c * ow) % oh * stride, i // c % ow * stride
-            at = ((i // (c * ow * oh) * h + row) * w + col) * c + i % c
-            best, found = x[at], 0
-            for t in range(1, size * size):
-                v = x[at + (t // size * w + t % size) * c]
-                if v > best:
-                    found = t
-                if v > best or math.isnan(v):  # which passes through
-                    best = v
-            y[i], tap[i] = best, found
-
-    def pool_down(x, tap, y, n, h, w, c, oh, ow, size, stride, by_tap, share):
-        """Of each patch the pixel at its tap, or the sum of all times ``share``."""
-        for i in range(cuda.grid(1), n, cuda.gridsize(1)):
-            row, col = i // (c * ow) % oh * stride, i // c % ow * stride
-            at = ((i // (c * ow * oh) * h + row) * w + col) * c + i % c
-            if by_tap:
-                t = tap[i]
-                y[i] = x[at + (t // size * w + t % size) * c]
-            else:
-                s = zero
-                for t in range(size * size):
-                    s += x[at + (t // size * w + t % size) * c]
-                y[i] = s * share
-
-    def pool_up(dy, tap, dx, n, h, w, c, oh, ow, size, stride, by_tap, share):
-        """The adjoint of `pool_down`: each pixel gathers from the patches that hold it."""
-        for i in range(cuda.grid(1), n, cuda.gridsize(1)):
-            col, row, image = i // c % w, i // (c * w) % h, i // (c * w * h)
-            s = zero
-            for t in range(size * size):
-                oi, oj = row - t // size, col - t % size
-                if oi >= 0 and oj >= 0 and oi % stride == 0 and oj % stride == 0:
-                    oi, oj = oi // stride, oj // stride
-                    if oi < oh and oj < ow:
-                        at = ((image * oh + oi) * ow + oj) * c + i % c
-                        if not by_tap:
-                            s += dy[at] * share
-                        elif tap[at] == t:
-                            s += dy[at]
-            dx[i] = s
-
-    sizes = "i" * 8
-    return {
-        "im2col": (im2col, "ppi" + sizes),
-        "col2im": (col2im, "ppi" + sizes),
-        "max_pool": (max_pool, "ppBiiiiiiii"),
-        "pool_down": (pool_down, "pBpiiiiiiiiif"),
-        "pool_up": (pool_up, "pBpiiiiiiiiif"),
-        "conv": (_convolution(real, FORWARD), "pppp" + "i" * 15),
-        "conv_weights": (_convolution(real, WEIGHTS), "pppp" + "i" * 15),
-        "conv_input": (_convolution(real, INPUT), "pppp" + "i" * 15),
-    }
+def kernels(real: Any) -> dict[str, tuple[Callable[..., None], str]]:
+    """As `fflearn.gpu.table.kernels`."""
+    made = {"conv": FORWARD, "conv_weights": WEIGHTS, "conv_input": INPUT}
+    return {name: (_convolution(real, what), "pppp" + "i" * 15) for name, what in made.items()}
 
 
 def _convolution(real: Any, what: int) -> Callable[..., None]:
@@ -208,3 +126,100 @@ def _convolution(real: Any, what: int) -> Callable[..., None]:
                         out[(part * rows + row) * units + unit] = v
 
     return conv
+
+
+class Convolutions(Products, Columns, Patches):
+    """Methods of `Kernels` that launch these, or a product."""
+
+    def conv(self, x: Array, W: Array, b: Array | None, stride: int, padding: int) -> Array:
+        places = _places(x.shape, W.shape, stride, padding)
+        if not places or not reals(*(v for v in (x, W, b) if v is not None)):
+            return super().conv(x, W, b, stride, padding)
+        groups = x.shape[3] // W.shape[2]
+        if self._is_direct(groups):
+            out = self.xp.empty((*places, W.shape[3]), x.dtype)
+            bias = W if b is None else b
+            sizes = places[0] * places[1] * places[2], W.shape[3] // groups, W.size // W.shape[3]
+            shape = x.shape, W.shape, places, stride, padding
+            self._convolve("conv", x, W, bias, out, sizes, sizes[2], *shape, b is not None)
+            return out
+        cols = self._im2col(x, places, len(W), stride, padding)
+        a = self.matmul(cols, W.reshape(-1, W.shape[3]))
+        return self._finished(a, b, "identity", None)[0].reshape(*places, W.shape[3])
+
+    def conv_weights(
+        self, x: Array, da: Array, n: float, shape: tuple[int, ...], stride: int, padding: int
+    ) -> Array:
+        places = _places(x.shape, shape, stride, padding)
+        if not places or (*places, shape[3]) != da.shape or not reals(x, da):
+            return super().conv_weights(x, da, n, shape, stride, padding)
+        groups = x.shape[3] // shape[2]
+        if self._is_direct(groups):
+            sizes = shape[0] ** 2 * shape[2], shape[3] // groups, da.size // shape[3]
+            # Parts of the places are added up apart, so that there is work for a whole GPU.
+            tiles = -(-sizes[0] // SIDE) * -(-sizes[1] // SIDE) * groups
+            per = self._part(sizes[2], 2 * tiles)
+            sums = self.xp.empty((-(-sizes[2] // per), sizes[0] * shape[3]), x.dtype)
+            given = x.shape, shape, places, stride, padding
+            self._convolve("conv_weights", x, da, da, sums, sizes, per, *given, False)
+            return self._column_sums(sums, sums, PLAIN, 1 / float(n)).reshape(shape)
+        cols = self._im2col(x, places, shape[0], stride, padding)
+        rows = da.reshape(-1, da.shape[3])
+        return self._product(True, False, cols, rows, 1 / float(n)).reshape(shape)
+
+    def conv_input(
+        self, da: Array, W: Array, in_shape: tuple[int, ...], stride: int, padding: int
+    ) -> Array:
+        full = (len(da), *in_shape)
+        places = _places(full, W.shape, stride, padding)
+        if not places or (*places, W.shape[3]) != da.shape or not reals(da, W):
+            return super().conv_input(da, W, in_shape, stride, padding)
+        x, groups = self.xp.empty(full, da.dtype), in_shape[2] // W.shape[2]
+        if self._is_direct(groups):
+            inner = W.size // (W.shape[2] * groups)
+            sizes = x.size // in_shape[2], W.shape[2], inner
+            given = full, W.shape, places, stride, padding
+            self._convolve("conv_input", da, W, W, x, sizes, inner, *given, False)
+            return x
+        cols = self.matmul_nt(da.reshape(-1, da.shape[3]), W.reshape(-1, W.shape[3]))
+        patches = *in_shape, *places[1:], len(W), stride, padding
+        self._each("col2im", x, cols, x, x.size, *patches)
+        return x
+
+    def _is_direct(self, groups: int) -> bool:
+        """Whether a convolution is one kernel: no patches are stored.  cuBLAS knows no groups."""
+        return self.device.direct or groups > 1
+
+    def _convolve(
+        self,
+        kernel: str,
+        x: Array,
+        by: Array,
+        bias: Array,
+        out: Array,
+        sizes: tuple[int, int, int],
+        per: int,
+        full: tuple[int, ...],
+        weights: tuple[int, ...],
+        places: tuple[int, int, int],
+        stride: int,
+        padding: int,
+        biased: bool,
+    ) -> None:
+        """A convolution as a product of ``sizes``, see `_convolution`."""
+        groups = full[3] // weights[2]
+        blocks = -(-sizes[0] // SIDE) * -(-sizes[1] // SIDE) * groups * -(-sizes[2] // per)
+        shape = groups, *full[1:], *places[1:], weights[0], stride, padding, weights[3], biased
+        arrays = *(self._plain(a) for a in (x, by, bias)), out
+        args = *arrays, *sizes, per, *shape
+        self.device.launch(kernel, x.dtype.type, blocks, SQUARE * SQUARE, args)
+
+
+def _places(
+    x: tuple[int, ...], W: tuple[int, ...], stride: int, padding: int
+) -> tuple[int, int, int] | None:
+    """Samples, rows and columns of places of a convolution; None where there are none."""
+    if len(x) != 4 or len(W) != 4 or not W[2] or x[3] % W[2] or W[3] % (x[3] // W[2] or 1):
+        return None
+    high, wide = (out_size(n, W[0], stride, padding) for n in x[1:3])
+    return (x[0], high, wide) if min(x[0], x[3], W[3], high, wide) > 0 else None
