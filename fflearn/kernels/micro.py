@@ -28,64 +28,97 @@ BLOCK = 256  # of k at a time: a panel of B, 32 KB, then lies in the L1 cache
 AVAILABLE = not PORTABLE and llvm.get_host_cpu_features().get("avx512f", False)
 
 
+I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+VECTOR, MASK = ir.VectorType(F32, LANES), ir.VectorType(ir.IntType(1), LANES)
+ZERO = ir.Constant(VECTOR, [0.0] * LANES)
+
+
+def _function(builder, name, result, *given):
+    """An intrinsic of LLVM."""
+    found = builder.module.globals.get(name)
+    return found or ir.Function(builder.module, ir.FunctionType(result, given), name)
+
+
+def _splat(builder, value, of):
+    """A number in every lane."""
+    nothing = ir.Constant(of, ir.Undefined)
+    one = builder.insert_element(nothing, value, I32(0))
+    lanes = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
+    return builder.shuffle_vector(one, nothing, lanes)
+
+
+def _masked_load(builder, address, mask):
+    """A vector with zeros where the mask has none: those numbers are not touched."""
+    at = VECTOR.as_pointer()
+    read = _function(builder, "llvm.masked.load.v16f32.p0", VECTOR, at, I32, MASK, VECTOR)
+    return builder.call(read, [builder.inttoptr(address, at), I32(4), mask, ZERO])
+
+
+def _within(builder, columns, vectors):
+    """A mask for each of some vectors side by side: whether a lane is one of so many columns."""
+    lane = ir.Constant(ir.VectorType(I64, LANES), list(range(LANES)))
+    return [
+        builder.icmp_signed(
+            "<", lane, _splat(builder, builder.sub(columns, I64(LANES * v)), lane.type)
+        )
+        for v in range(vectors)
+    ]
+
+
 @intrinsic
-def _copy_panel(typing, source, by_row, n, to):
-    """Two vectors from each of n rows, one after the other: raw addresses, n above 0."""
+def _copy_panel(typing, source, by_row, n, columns, to):
+    """32 numbers of each of n rows, zeros from ``columns`` on: raw addresses, n above 0."""
     word = types.intp
-    f32, i64 = ir.FloatType(), ir.IntType(64)
-    at = ir.VectorType(f32, LANES).as_pointer()
 
     def codegen(context, builder, sig, args):
-        source, by_row, n, to = args
+        source, by_row, n, columns, to = args
+        wanted = _within(builder, columns, 2)
         before, block = builder.block, builder.function
         body, after = block.append_basic_block("copy.k"), block.append_basic_block("copy.end")
         builder.branch(body)
         builder.position_at_end(body)
-        pairs = ((i64(0), i64(1)), (source, by_row), (to, i64(4 * WIDE)))
-        phis = [builder.phi(i64) for _ in pairs]
+        pairs = ((I64(0), I64(1)), (source, by_row), (to, I64(4 * WIDE)))
+        phis = [builder.phi(I64) for _ in pairs]
         later = [builder.add(phi, by) for phi, (_, by) in zip(phis, pairs, strict=True)]
         for phi, (first, _), value in zip(phis, pairs, later, strict=True):
             phi.add_incoming(first, before)
             phi.add_incoming(value, body)
         for v in range(2):
-            here, there = (builder.add(phi, i64(4 * LANES * v)) for phi in phis[1:])
-            value = builder.load(builder.inttoptr(here, at))
-            value.align = 4
-            builder.store(value, builder.inttoptr(there, at)).align = 4
+            here, there = (builder.add(phi, I64(4 * LANES * v)) for phi in phis[1:])
+            value = _masked_load(builder, here, wanted[v])
+            builder.store(value, builder.inttoptr(there, VECTOR.as_pointer())).align = 4
         builder.cbranch(builder.icmp_signed("<", later[0], n), body, after)
         builder.position_at_end(after)
         return context.get_dummy_value()
 
-    return types.void(word, word, word, word), codegen
+    return types.void(word, word, word, word, word), codegen
 
 
 @intrinsic
 def _turn_square(typing, source, by_row, to):
     """16 x 16 numbers transposed into a panel: raw addresses."""
     word = types.intp
-    i32, i64 = ir.IntType(32), ir.IntType(64)
-    vector = ir.VectorType(ir.FloatType(), LANES)
-    at = vector.as_pointer()
+    at = VECTOR.as_pointer()
 
     def codegen(context, builder, sig, args):
         source, by_row, to = args
         rows = []
         for r in range(LANES):
-            here = builder.add(source, builder.mul(by_row, i64(r)))
+            here = builder.add(source, builder.mul(by_row, I64(r)))
             rows.append(builder.load(builder.inttoptr(here, at)))
             rows[-1].align = 4
         for s in (1, 2, 4, 8):  # swap the off-diagonal squares of s x s numbers
             lanes = range(LANES)
             low = [lane if not lane & s else LANES + lane - s for lane in lanes]
             high = [lane + s if not lane & s else LANES + lane for lane in lanes]
-            of = ir.VectorType(i32, LANES)
+            of = ir.VectorType(I32, LANES)
             for r in lanes:
                 if not r & s:
                     pair = rows[r], rows[r + s]
                     rows[r] = builder.shuffle_vector(*pair, ir.Constant(of, low))
                     rows[r + s] = builder.shuffle_vector(*pair, ir.Constant(of, high))
         for r in range(LANES):
-            there = builder.add(to, i64(4 * WIDE * r))
+            there = builder.add(to, I64(4 * WIDE * r))
             builder.store(rows[r], builder.inttoptr(there, at)).align = 4
         return context.get_dummy_value()
 
@@ -94,8 +127,6 @@ def _turn_square(typing, source, by_row, to):
 
 def _tile(rows, vectors):
     """A tile of ``rows`` x ``vectors`` * 16: c = alpha a b + beta c on raw addresses."""
-    f32, i32, i64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-    vector, mask = ir.VectorType(f32, LANES), ir.VectorType(ir.IntType(1), LANES)
 
     @intrinsic
     def tile(typing, a, by_row, by_k, b, b_by_k, k, c, c_by_row, columns, alpha, beta):
@@ -104,27 +135,16 @@ def _tile(rows, vectors):
 
         def codegen(context, builder, sig, args):
             a, by_row, by_k, b, b_by_k, k, c, c_by_row, columns, alpha, beta = args
-            module = builder.module
-
-            def function(name, result, *given):
-                found = module.globals.get(name)
-                return found or ir.Function(module, ir.FunctionType(result, given), name)
-
-            at = vector.as_pointer()
-            fma = function("llvm.fma.v16f32", vector, vector, vector, vector)
-            read = function("llvm.masked.load.v16f32.p0", vector, at, i32, mask, vector)
-            write = function("llvm.masked.store.v16f32.p0", ir.VoidType(), vector, at, i32, mask)
-            zero = ir.Constant(vector, [0.0] * LANES)
-
-            def splat(value, of):
-                one = builder.insert_element(ir.Constant(of, ir.Undefined), value, i32(0))
-                lanes = ir.Constant(ir.VectorType(i32, LANES), [0] * LANES)
-                return builder.shuffle_vector(one, ir.Constant(of, ir.Undefined), lanes)
+            at = VECTOR.as_pointer()
+            fma = _function(builder, "llvm.fma.v16f32", VECTOR, VECTOR, VECTOR, VECTOR)
+            write = _function(
+                builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), VECTOR, at, I32, MASK
+            )
 
             def number(address):
-                found = builder.load(builder.inttoptr(address, f32.as_pointer()))
+                found = builder.load(builder.inttoptr(address, F32.as_pointer()))
                 found.align = 4
-                return splat(found, vector)
+                return _splat(builder, found, VECTOR)
 
             def plain(address):
                 found = builder.load(builder.inttoptr(address, at))
@@ -133,50 +153,44 @@ def _tile(rows, vectors):
 
             before, block = builder.block, builder.function
             body, after = block.append_basic_block("tile.k"), block.append_basic_block("tile.c")
-            row_at = [builder.mul(by_row, i64(r)) for r in range(rows)]
+            row_at = [builder.mul(by_row, I64(r)) for r in range(rows)]
             builder.branch(body)
             builder.position_at_end(body)
-            step, pa, pb = builder.phi(i64), builder.phi(i64), builder.phi(i64)
-            held = [[builder.phi(vector) for _ in range(vectors)] for _ in range(rows)]
-            bs = [plain(builder.add(pb, i64(4 * LANES * v))) for v in range(vectors)]
+            step, pa, pb = builder.phi(I64), builder.phi(I64), builder.phi(I64)
+            held = [[builder.phi(VECTOR) for _ in range(vectors)] for _ in range(rows)]
+            bs = [plain(builder.add(pb, I64(4 * LANES * v))) for v in range(vectors)]
             new = []
             for r in range(rows):
                 x = number(builder.add(pa, row_at[r]))
                 new.append([builder.call(fma, [x, bs[v], held[r][v]]) for v in range(vectors)])
-            further = builder.add(step, i64(1))
+            further = builder.add(step, I64(1))
             next_a, next_b = builder.add(pa, by_k), builder.add(pb, b_by_k)
-            for phi, first, later in ((step, i64(0), further), (pa, a, next_a), (pb, b, next_b)):
+            for phi, first, later in ((step, I64(0), further), (pa, a, next_a), (pb, b, next_b)):
                 phi.add_incoming(first, before)
                 phi.add_incoming(later, body)
             for r in range(rows):
                 for v in range(vectors):
-                    held[r][v].add_incoming(zero, before)
+                    held[r][v].add_incoming(ZERO, before)
                     held[r][v].add_incoming(new[r][v], body)
             builder.cbranch(builder.icmp_signed("<", further, k), body, after)
             builder.position_at_end(after)
 
-            lane = ir.Constant(ir.VectorType(i64, LANES), list(range(LANES)))
-            wanted = [
-                builder.icmp_signed(
-                    "<", lane, splat(builder.sub(columns, i64(LANES * v)), lane.type)
-                )
-                for v in range(vectors)
-            ]
-            times, keep = splat(alpha, vector), splat(beta, vector)
-            adds = builder.fcmp_unordered("!=", beta, f32(0.0))
+            wanted = _within(builder, columns, vectors)
+            times, keep = (_splat(builder, one, VECTOR) for one in (alpha, beta))
+            adds = builder.fcmp_unordered("!=", beta, F32(0.0))
 
             def finish(old):
                 for r in range(rows):
                     for v in range(vectors):
                         to = builder.add(
-                            c, builder.add(builder.mul(c_by_row, i64(r)), i64(4 * LANES * v))
+                            c, builder.add(builder.mul(c_by_row, I64(r)), I64(4 * LANES * v))
                         )
-                        to = builder.inttoptr(to, at)
                         value = builder.fmul(times, new[r][v])
                         if old:
-                            was = builder.call(read, [to, i32(4), wanted[v], zero])
+                            was = _masked_load(builder, to, wanted[v])
                             value = builder.call(fma, [keep, was, value])
-                        builder.call(write, [value, to, i32(4), wanted[v]])
+                        to = builder.inttoptr(to, at)
+                        builder.call(write, [value, to, I32(4), wanted[v]])
 
             with builder.if_else(adds) as (then, otherwise):
                 with then:
@@ -239,18 +253,12 @@ def _strip(a, by_row, by_k, rows, b, b_by_k, k, c, c_by_row, columns, alpha, bet
 
 @kernel()
 def _pack(b, ldb, tb, k0, k1, j0, j1, to):
-    """op(b)[k0:k1, j0:j1] -> panels (k, 32) one after the other; missing columns are left."""
+    """op(b)[k0:k1, j0:j1] -> panels (k, 32) one after the other."""
     n, by_row = k1 - k0, 4 * ldb
     for j in range(j0, j1, WIDE):
         columns = min(WIDE, j1 - j)
-        if not tb and columns == WIDE:
-            _copy_panel(b + k0 * by_row + 4 * j, by_row, n, to)
-        elif not tb:
-            for k in range(n):
-                row = _numbers(b + (k0 + k) * by_row + 4 * j, columns)
-                own = _numbers(to + 4 * k * WIDE, columns)
-                for q in range(columns):
-                    own[q] = row[q]
+        if not tb:
+            _copy_panel(b + k0 * by_row + 4 * j, by_row, n, columns, to)
         else:
             square, whole = columns // LANES * LANES, n // LANES * LANES
             for q in range(0, square, LANES):

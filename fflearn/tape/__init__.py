@@ -48,7 +48,8 @@ class Tapes:
         engine = self._engine
         if self.why:
             return engine._op_by_op(state, batch, variant)
-        key = shapes(batch), variant, tuple(engine.probes.items())
+        given = inputs(batch)
+        key = shapes(given), variant, tuple(engine.probes.items())
         program = self._programs.get(key)
         if program is None and key in self._recorded or program and not program.of(state):
             program = self._programs[key] = Program(
@@ -57,7 +58,7 @@ class Tapes:
         if program is not None:
             settings = engine.settings_at(state.step)
             with engine.kernels.running(engine.threads):
-                return program(state.step, settings, batch), self._recorded[key][1]
+                return program(state.step, settings, given), self._recorded[key][1]
         if key not in self._first and not self._tried(state, batch, variant):
             return engine._op_by_op(state, batch, variant)
         return self._record(state, batch, variant, key)
@@ -100,9 +101,11 @@ class Tapes:
             self._recorded[key] = found, ledger
 
 
-def shapes(batch: Batch) -> Hashable:
-    """What a batch must have in common with a recorded one."""
+def shapes(given: dict[str, Any]) -> Hashable:
+    """What the inputs of a step must have in common with those of a recorded one."""
     return tuple(
-        (n, type(a), getattr(a, "shape", None), getattr(a, "dtype", None))
-        for n, a in inputs(batch).items()
+        [
+            (n, type(a), getattr(a, "shape", None), getattr(a, "dtype", None))
+            for n, a in given.items()
+        ]
     )

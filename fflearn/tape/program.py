@@ -80,12 +80,14 @@ class Program:
         """Whether it runs on this state."""
         return self._state() is state
 
-    def __call__(self, step: int, settings: tuple[float, ...], batch: Batch) -> dict[str, Any]:
-        """A step; what it reports."""
-        objects, given = self._objects, self._given
-        for name, value in inputs(batch).items():
-            if name in self._batch:
-                self._batch[name][...] = value
+    def __call__(
+        self, step: int, settings: tuple[float, ...], inputs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """A step from what `record.inputs` names; what it reports."""
+        objects, given, arrays = self._objects, self._given, self._batch
+        for name, value in inputs.items():
+            if name in arrays:
+                arrays[name][...] = value
             elif name in given:
                 objects[given[name]] = value
         for name, value in zip(("step", *SETTINGS), (step, *settings), strict=True):

@@ -80,9 +80,12 @@ class Recording:
 
 def inputs(batch: Batch) -> dict[str, Any]:
     """What a step gets from outside besides the state, by name."""
-    found = {"x": batch.x, "y": batch.y, "weight": batch.weight}
-    found = {f"batch.{n}": a for n, a in found.items() if a is not None}
-    return found | {f"side.{n}": a for n, a in batch.side.items()}
+    found = {"batch.x": batch.x, "batch.y": batch.y}
+    if batch.weight is not None:
+        found["batch.weight"] = batch.weight
+    for name, a in batch.side.items():
+        found[f"side.{name}"] = a
+    return found
 
 
 def record(
