@@ -19,20 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks import autograd, bare
+from benchmarks import autograd
+from benchmarks.cases import FF, Case, bare_turn, engine_turn, torch_turn
 from benchmarks.machine import header, save, sentence
 from benchmarks.timing import Turn, ratios, round_robin, spread, watched
-from fflearn import registry
-from fflearn.base import Batch, Key
-from fflearn.engine import Engine
-from fflearn.networks import network
-from fflearn.optim import optimizer
 
 MLP = "dense 1024 relu | dense 1024 relu | dense 1024 relu | dense 10"
 SMALL = "dense 128 relu | dense 64 relu | dense 10"
-FF = "forward_forward[head=false,negatives=wrong]"
 BARE = ("backprop", "dfa", FF, "dual_propagation")
 
 
@@ -43,28 +36,20 @@ def convolutions(channels: int) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table.
+class Row(Case):
+    """One line of the table: a case, and beside it
 
     Attributes
     ----------
-    net : str
     rule : str
         As the command line writes it; "" for the worst of `BARE` against its bare loop.
-    in_shape : tuple of int
-    batch : int
-    optimizer : str
     goal : float
         The ratio aimed at.
     reached : float or None
         The ratio that a prototype had reached on another machine.
     """
 
-    net: str
     rule: str
-    in_shape: tuple[int, ...]
-    batch: int
-    optimizer: str
     goal: float
     reached: float | None = None
 
@@ -72,17 +57,17 @@ class Row:
 def _table() -> dict[str, Row]:
     mnist, digits = (784,), (64,)
     rows = {
-        "mlp128_dfa_adam": Row(MLP, "dfa", mnist, 128, "adam", 0.48, 0.52),
-        "mlp128_dfa_sgd": Row(MLP, "dfa", mnist, 128, "sgd", 0.45, 0.52),
-        "mlp128_backprop_sgd": Row(MLP, "backprop", mnist, 128, "sgd", 0.62, 0.71),
-        "mlp128_dual_propagation_sgd": Row(MLP, "dual_propagation", mnist, 128, "sgd", 0.65, 0.74),
-        "mlp512_dfa_sgd": Row(MLP, "dfa", mnist, 512, "sgd", 0.58, 0.60),
-        "mlp128_ff_sgd": Row(MLP, FF, mnist, 128, "sgd", 0.85, 0.97),
-        "mlp128_pfa10_sgd": Row(MLP, "pfa", mnist, 128, "sgd", 7.0),
-        "mlp128_pfa10_structured_sgd": Row(MLP, "pfa[matrix=signs]", mnist, 128, "sgd", 5.0),
-        "mlp128_pfa10_collapsed_sgd": Row(MLP, "pfa[collapsed=true]", mnist, 128, "sgd", 1.2),
-        "small32_dfa_sgd": Row(SMALL, "dfa", digits, 32, "sgd", 0.09, 0.10),
-        "small32_dfa_adam": Row(SMALL, "dfa", digits, 32, "adam", 0.09, 0.11),
+        "mlp128_dfa_adam": Row(MLP, mnist, 128, "adam", "dfa", 0.48, 0.52),
+        "mlp128_dfa_sgd": Row(MLP, mnist, 128, "sgd", "dfa", 0.45, 0.52),
+        "mlp128_backprop_sgd": Row(MLP, mnist, 128, "sgd", "backprop", 0.62, 0.71),
+        "mlp128_dual_propagation_sgd": Row(MLP, mnist, 128, "sgd", "dual_propagation", 0.65, 0.74),
+        "mlp512_dfa_sgd": Row(MLP, mnist, 512, "sgd", "dfa", 0.58, 0.60),
+        "mlp128_ff_sgd": Row(MLP, mnist, 128, "sgd", FF, 0.85, 0.97),
+        "mlp128_pfa10_sgd": Row(MLP, mnist, 128, "sgd", "pfa", 7.0),
+        "mlp128_pfa10_structured_sgd": Row(MLP, mnist, 128, "sgd", "pfa[matrix=signs]", 5.0),
+        "mlp128_pfa10_collapsed_sgd": Row(MLP, mnist, 128, "sgd", "pfa[collapsed=true]", 1.2),
+        "small32_dfa_sgd": Row(SMALL, digits, 32, "sgd", "dfa", 0.09, 0.10),
+        "small32_dfa_adam": Row(SMALL, digits, 32, "adam", "dfa", 0.09, 0.11),
     }
     for channels, size, goal, reached in (
         (64, 32, 0.42, 0.48),
@@ -91,73 +76,16 @@ def _table() -> dict[str, Row]:
     ):
         image = (size, size, channels)
         net = convolutions(channels)
-        rows[f"conv{channels}_local"] = Row(net, "dfa", image, 128, "sgd", goal, reached)
-    rows["vgg8_dfa"] = Row("vgg8", "dfa", (32, 32, 3), 128, "sgd", 0.70)
+        rows[f"conv{channels}_local"] = Row(net, image, 128, "sgd", "dfa", goal, reached)
+    rows["vgg8_dfa"] = Row("vgg8", (32, 32, 3), 128, "sgd", "dfa", 0.70)
     narrow = "dense 64 relu | dense 64 relu | dense 10"
     wide = "dense 512 relu | dense 512 relu | dense 10"
-    rows["engine_small"] = Row(narrow, "", digits, 32, "adam", 1.05, 1.13)
-    rows["engine_wide"] = Row(wide, "", mnist, 128, "adam", 1.02, 1.07)
+    rows["engine_small"] = Row(narrow, digits, 32, "adam", "", 1.05, 1.13)
+    rows["engine_wide"] = Row(wide, mnist, 128, "adam", "", 1.02, 1.07)
     return rows
 
 
 ROWS: Mapping[str, Row] = _table()
-
-
-def engine_of(row: Row, rule: str, threads: int) -> Engine:
-    """The engine of a rule on a row's network.
-
-    Learning rates are so small that the network stays as it was drawn: a step costs the same from
-    first to last.
-    """
-    net, own = network(row.net, 10), optimizer(row.optimizer, lr=1e-7)
-    return Engine(net, registry.build(registry.parse(rule)), row.in_shape, 10, own, threads=threads)
-
-
-def data(row: Row) -> Batch:
-    """Standard normal samples with random labels."""
-    key = Key(0)
-    labels = key.fold("y").integers(10, row.batch)
-    return Batch(key.fold("x").normal((row.batch, *row.in_shape)), np.eye(10, dtype="f")[labels])
-
-
-def steps(row: Row, rule: str, threads: int) -> Turn:
-    """Steps through `Engine.step`."""
-    engine, batch = engine_of(row, rule, threads), data(row)
-    state = engine.init(0)
-
-    def turn(n: int) -> None:
-        for _ in range(n):
-            engine.step(state, batch)
-
-    return turn
-
-
-def loops(row: Row, rule: str, threads: int) -> Turn:
-    """The same steps as a loop over kernels."""
-    engine = engine_of(row, rule, threads)
-    step = bare.STEPS[rule](engine, engine.init(0), data(row))
-
-    def turn(n: int) -> None:
-        with engine.kernels.running(threads):
-            for _ in range(n):
-                step()
-
-    return turn
-
-
-def backprop_in_torch(row: Row, threads: int) -> Turn:
-    """PyTorch's backpropagation on the same network."""
-    import torch
-
-    engine = engine_of(row, "backprop", 1)
-    step, _ = autograd.autograd_step(engine, engine.init(0), data(row))
-
-    def turn(n: int) -> None:
-        torch.set_num_threads(threads)
-        for _ in range(n):
-            step()
-
-    return turn
 
 
 def against_torch(row: Row, threads: int, rounds: int, seconds: float) -> dict[str, Any]:
@@ -165,8 +93,8 @@ def against_torch(row: Row, threads: int, rounds: int, seconds: float) -> dict[s
     turns: dict[str, Turn] = {}
     if autograd.available():
         for n in sorted({1, threads}):
-            turns[f"PyTorch, {n} thread{'s' * (n > 1)}"] = backprop_in_torch(row, n)
-    turns["rule"] = steps(row, row.rule, threads)
+            turns[f"PyTorch, {n} thread{'s' * (n > 1)}"] = torch_turn(row, n)
+    turns["rule"] = engine_turn(row, row.rule, threads)
     times = round_robin(turns, rounds, seconds)
     found = {
         "median_ms": 1e3 * statistics.median(times["rule"]),
@@ -189,7 +117,7 @@ def against_kernels(row: Row, threads: int, rounds: int, seconds: float) -> dict
     """The worst rule's time through the Engine over a loop on the same kernels."""
     worst: dict[str, Any] = {}
     for rule in BARE:
-        turns = {"loop": loops(row, rule, threads), "rule": steps(row, rule, threads)}
+        turns = {"loop": bare_turn(row, rule, threads), "rule": engine_turn(row, rule, threads)}
         times = round_robin(turns, rounds, seconds)
         of_loop = ratios(times["rule"], times["loop"])
         if not worst or statistics.median(of_loop) > worst["ratio"]:

@@ -4,7 +4,7 @@ Two measures.  The ledger's peak: arrays that a rule keeps alive between the fir
 the last update, without parameters, optimizer state and gradients being formed; over the depth it
 is a line, whose slope is compared with backpropagation's.  And the process: peak resident memory
 above what it was before the network was made, parameters and everything else included, each in a
-process of its own.
+process of its own, beside what `fflearn.memory` says before anything is taken.
 """
 
 from __future__ import annotations
@@ -19,13 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import autograd
+from benchmarks.cases import FF, Case, slow
 from benchmarks.machine import header, save, sentence
-from benchmarks.rules import Size
 from fflearn import registry
-from fflearn.engine import Engine
-from fflearn.optim import optimizer
 
-FF = "forward_forward[head=false,negatives=wrong]"  # without a head nothing has to wait
 RULES = (
     "backprop",
     "dfa",
@@ -37,34 +34,26 @@ RULES = (
 IN_PROCESS = (registry.REFERENCE, "backprop", FF, "drtp")
 DEEP, BATCHES = 1024, (512, 4096)  # width and batches of what processes train
 WIDTH, BATCH, DEPTHS = 256, 256, (4, 8, 16, 32, 64)
-# Plain: no state of its own beside what learning needs.
-OPTIMIZER = optimizer("sgd", lr=1e-7)
 
 
-def size_of(depth: int, width: int, batch: int) -> Size:
+def case_of(depth: int, width: int, batch: int) -> Case:
     """``depth`` layers, the last one 10 outputs wide."""
     net = " | ".join([f"dense {width} relu"] * (depth - 1) + ["dense 10"])
-    return Size(f"depth {depth}", net, width, batch)
+    return Case(net, (width,), batch, "sgd")  # which has no state beside what learning needs
 
 
-def engine_of(rule: str, size: Size) -> Engine:
-    """The engine of a rule on a size."""
-    built = registry.build(registry.parse(rule))
-    return Engine(size.net, built, (size.inputs,), size.data()[1], OPTIMIZER)
-
-
-def held(rule: str, size: Size) -> int:
+def held(rule: str, case: Case) -> int:
     """The ledger's peak bytes in one step."""
-    engine = engine_of(rule, size)
-    return engine.step(engine.init(0), size.data()[0])[1].peak_bytes
+    engine = case.engine(rule)
+    return engine.step(engine.init(0), case.data())[1].peak_bytes
 
 
 def over_depth(
     rules: tuple[str, ...], depths: tuple[int, ...], width: int, batch: int
 ) -> list[dict]:
     """A row per rule: peak bytes at each depth, slope, and the slope's ratio to backprop's."""
-    sizes = [size_of(depth, width, batch) for depth in depths]
-    peaks = {rule: [held(rule, size) for size in sizes] for rule in rules}
+    cases = [case_of(depth, width, batch) for depth in depths]
+    peaks = {rule: [held(rule, case) for case in cases] for rule in rules}
     slopes = {r: statistics.linear_regression(depths, p).slope for r, p in peaks.items()}
     return [
         {
@@ -90,17 +79,17 @@ def resident(field: str) -> int:
 
 def measure(name: str, depth: int, width: int, batch: int) -> int:
     """Peak resident bytes of three steps, above those after the imports and a small network."""
-    _three_steps(name, size_of(3, 16, 8))  # compiles, and starts the thread pools
-    size = size_of(depth, width, batch)
+    _three_steps(name, case_of(3, 16, 8))  # compiles, and starts the thread pools
+    case = case_of(depth, width, batch)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts anew
-    _three_steps(name, size)
+    _three_steps(name, case)
     return resident("VmHWM") - before
 
 
-def _three_steps(name: str, size: Size) -> None:
-    batch, _ = size.data()
-    engine = engine_of("backprop" if name == registry.REFERENCE else name, size)
+def _three_steps(name: str, case: Case) -> None:
+    batch = case.data()
+    engine = case.engine("backprop" if name == registry.REFERENCE else name)
     state = engine.init(0)
     if name == registry.REFERENCE:
         step, _ = autograd.autograd_step(engine, state, batch)
@@ -126,9 +115,12 @@ def in_process(names: tuple[str, ...], depth: int, width: int, batch: int) -> li
             command = [sys.executable, "-m", "benchmarks.memory", "--child", name]
             command += [str(n) for n in (depth, width, batch)]
             run = subprocess.run(command, capture_output=True, text=True, check=True)
-        found = json.loads(run.stdout) if run else None
+        found, told = json.loads(run.stdout) if run else None, None
+        if name != registry.REFERENCE:
+            size = size_of(depth, width, batch)
+            told = predict(engine_of(name, size), size.data()[0]).peak
         about = {"name": name, "depth": depth, "width": width, "batch": batch}
-        rows.append({**about, "peak_bytes_above_start": found})
+        rows.append({**about, "peak_bytes_above_start": found, "predicted_bytes": told})
     base = rows[0]["peak_bytes_above_start"]
     for row in rows:
         found = row["peak_bytes_above_start"]
@@ -161,7 +153,12 @@ def show(result: Mapping[str, Any]) -> str:
             lines += ["", f"peak of the process above its start, {size}"]
         found = r["peak_bytes_above_start"]
         text = "not measured" if found is None else f"{found / 1e6:8.1f} MB"
-        lines.append(f"{r['name']:{wide}}{text}" + (f"{r['ratio']:8.3f}" if r["ratio"] else ""))
+        told = r["predicted_bytes"]
+        lines.append(
+            f"{r['name']:{wide}}{text}"
+            + (f"{r['ratio']:8.3f}" if r["ratio"] else "")
+            + (f"   {told / 1e6:.1f} MB predicted" if told else "")
+        )
     return "\n".join([*lines, *(f"\n{note}" for note in result["notes"])])
 
 
@@ -181,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
         **header("memory", 1),
         "width": width,
         "batch": batch,
-        "optimizer": OPTIMIZER.settings(),
+        "optimizer": slow("sgd").settings(),
         "rows": over_depth(RULES, depths, width, batch),
         "process": [
             row

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import autograd, bare, cpu, memory, performance, replay, results, rules, timing
+from benchmarks.cases import Case, engine_turn
 from benchmarks.machine import sentence
 from benchmarks.results import Recipe
 from fflearn.errors import SpecError
@@ -20,11 +21,11 @@ from fflearn.experiment import Experiment
 
 @pytest.mark.parametrize("rule", bare.STEPS)
 def test_bare_loop_computes_what_the_engine_does(rule):
-    size = rules.Size("tiny", "dense 12 relu | dense 9 relu | dense 4", 7, 5)
-    through, loop = (rules.engine_of(rule, size, 1) for _ in range(2))
+    case = Case("dense 12 relu | dense 9 relu | dense 4", (7,), 5, "adam")
+    through, loop = (case.engine(rule) for _ in range(2))
     for engine in (through, loop):
         engine.optimizer = replace(engine.optimizer, lr=0.01)
-    batch, _ = size.data()
+    batch = case.data()
     a, b = through.init(3), loop.init(3)
     step = bare.STEPS[rule](loop, b, batch)
     for _ in range(4):
@@ -39,10 +40,10 @@ def test_bare_loop_computes_what_the_engine_does(rule):
 
 @pytest.mark.torch
 def test_autograd_step_is_backprop_on_the_same_weights():
-    size = rules.Size("tiny", "dense 12 relu | dense 9 tanh | dense 4", 7, 5)
-    engine = rules.engine_of("backprop", size, 1)
+    case = Case("dense 12 relu | dense 9 tanh | dense 4", (7,), 5, "adam")
+    engine = case.engine("backprop")
     engine.optimizer = replace(engine.optimizer, lr=0.01)
-    batch, _ = size.data()
+    batch = case.data()
     state = engine.init(3)
     step, model = autograd.autograd_step(engine, state, batch)
     for _ in range(5):
@@ -57,8 +58,8 @@ def test_autograd_step_is_backprop_on_the_same_weights():
 
 
 def test_autograd_needs_a_chain_of_plain_dense_layers():
-    size = rules.Size("tiny", "dense 7 relu norm=rms | dense 4", 7, 5)
-    assert not autograd.chain(rules.engine_of("backprop", size, 1))
+    case = Case("dense 7 relu norm=rms | dense 4", (7,), 5, "adam")
+    assert not autograd.chain(case.engine("backprop"))
 
 
 def test_rules_quick(tmp_path, capsys):
@@ -74,8 +75,6 @@ def test_rules_quick(tmp_path, capsys):
     assert all({"net", "inputs", "batch"} <= set(s) for s in found["sizes"])
     keys = {"size", "name", "against", "ratio", "ratio_spread", "median_ms", "spread", "rounds"}
     assert all(keys <= set(row) for row in found["rows"])
-    engine = [row for row in found["rows"] if "microseconds" in row]
-    assert [row["name"] for row in engine] == list(bare.STEPS)
     named = [row["name"] for row in found["rows"] if row["size"] == "wide"]
     assert named[-2:] == ["backprop", "dfa[scale=2]"]
     assert "ratio" in capsys.readouterr().out
@@ -367,7 +366,7 @@ def test_cpu_rows_are_made_of_what_there_is():
         if len(row.in_shape) == 1:
             small = replace(row, batch=4, net=row.net.replace("1024", "16"))
             for rule in [row.rule] if row.rule else cpu.BARE:
-                cpu.steps(small, rule, 1)(2)
+                engine_turn(small, rule, 1)(2)
         assert row.goal > 0, name
 
 
