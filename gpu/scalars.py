@@ -44,7 +44,7 @@ def functions(real: Any) -> Any:
         if kind == RELU:
             return a if not a <= zero else zero  # NaN passes through
         if kind == HARDSIGMOID:
-            return zero if a <= zero else (min(one, a))
+            return zero if a <= zero else (a if not a >= one else one)  # and here
         if kind == TANH:
             return math.tanh(a)
         if kind == SIGMOID:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from numba import config
+from scipy.sparse import csr_array
 
 from benchmarks.gpu_cases import CASES, Draw, off
 from fflearn import kernels as backends
@@ -19,7 +22,7 @@ from fflearn.gpu import columns
 from fflearn.gpu.device import SimulatedDevice
 from fflearn.gpu.table import CudaKernels, kernels
 from fflearn.gpu.updates import DECAY, LR, PROGRESS, Setting
-from fflearn.kernels.reference import Kernels
+from fflearn.kernels.reference import ACTIVATIONS, Kernels
 from fflearn.optim import optimizer
 
 pytestmark = pytest.mark.skipif(not config.ENABLE_CUDASIM, reason="there is a CUDA device")
@@ -83,6 +86,29 @@ def test_settings_lie_in_memory():
         float(Setting(LR))
 
 
+EDGES = np.array([0.0, -0.0, 1.0, np.nan, np.inf, -np.inf, 1e-30, -800.0, 800.0])
+
+
+@pytest.mark.parametrize("real", REALS)
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
+def test_activations_at_their_edges(act, real):
+    k, r, a = CudaKernels(SimulatedDevice()), Kernels(), EDGES.astype(real)
+    y, ones = r.act(a, act), np.ones(len(a), real)
+    assert np.allclose(k.act(a, act), y, 1e-6, equal_nan=True)
+    assert np.allclose(k.act_vjp(ones, a, y, act), r.act_vjp(ones, a, y, act), 1e-6, equal_nan=True)
+
+
+def test_sums_of_float32_are_taken_in_float64(monkeypatch):
+    """The mean of numbers far from 0 is the rounded mean: not one rounding is made on the way."""
+    k, r = Noted().k, Kernels()
+    monkeypatch.setattr(columns, "CHUNK", 64)
+    k.device.grid = 40, 3
+    x = (Draw(np.float32, r)(256, 16) + 1000).astype(np.float32)
+    for axis in (0, 1):
+        assert np.array_equal(k.standardize(x, axis, 1e-5)[1], r.standardize(x, axis, 1e-5)[1])
+
+
 @pytest.mark.parametrize("real", REALS)
 def test_empty_arrays_cost_no_launch(real):
     noted = Noted(small=1 << 20)
@@ -122,9 +148,33 @@ def test_products_of_every_form(small, real):
 def test_constants_and_side_data_are_brought_once():
     k = CudaKernels(SimulatedDevice())
     assert k.constant(np.arange(3)) is k.constant(np.arange(3))
-    assert k.constant(np.arange(3)) is not k.constant(np.arange(3.0))
+    for a, b in (((2, 3), (3, 2)), ((6,), (2, 3))):
+        assert k.constant(np.zeros(a)).shape == a and k.constant(np.zeros(b)).shape == b
+    for dtype in (np.int64, np.float64, np.uint64):
+        assert k.constant(np.zeros(4, dtype)).dtype == dtype
     side = np.eye(3)
-    assert k.side(side) is k.side(side)
+    placed, name = k.side(side), weakref.ref(side)
+    assert placed is k.side(side)
+    del side
+    assert name() is not None  # or another array could come to have its id
+    matrix = k.side(csr_array(np.eye(3, dtype=np.float32)))
+    assert matrix.T is matrix.T and matrix.astype(np.float32) is matrix
+    assert matrix.astype(np.float64) is matrix.astype(np.float64)
+
+
+@pytest.mark.parametrize("many", [1, 8, 9, 70])
+def test_any_number_of_arrays_side_by_side(many):
+    k, arrays = CudaKernels(SimulatedDevice()), list(np.arange(many * 6.0).reshape(many, 2, 3))
+    calls, k.xp = (
+        [],
+        SimpleNamespace(
+            stack=lambda some, axis: calls.append(len(some)) or np.stack(some, axis),
+            concatenate=lambda some, axis: calls.append(len(some)) or np.concatenate(some, axis),
+        ),
+    )
+    for axis in (0, 1, 2):
+        assert np.array_equal(k.stack(arrays, axis), np.stack(arrays, axis))
+    assert max(calls) <= 8
 
 
 def test_threads_of_a_block_share_one_array(monkeypatch):
