@@ -156,7 +156,7 @@ case(
     lambda k, d: k.logistic(d.hollow(9), d.put(phases.astype(d.real)), 0.3, 1.5),
     "logistic",
 )
-for rows, parts in ((3, ()), (27, ("column_finish",))):
+for rows, parts in ((3, ()), (28, ("column_finish",))):  # 10, 10 and 8 rows a block
     call = lambda k, d, n=rows: (k.colmean(d.hollow(n, 5), 2.5),)
     divided = {"parts": 10} if parts else {}
     case(f"colmean {rows}", call, "column_sums", *parts, **divided)

@@ -19,7 +19,7 @@ import numpy as np
 from fflearn.base import Batch, Settled
 from fflearn.bus import Bus
 from fflearn.errors import RecordError, SettingsWarning
-from fflearn.gpu.updates import DECAY, LR, PROGRESS, Setting
+from fflearn.gpu.updates import Setting
 from fflearn.state import State
 
 
@@ -30,7 +30,7 @@ class DeviceBus(Bus):
         super().__init__(engine, state, batch, key.at(key.k.counter), *args)
 
     def _settings(self) -> tuple[Any, Any, Any]:
-        return Setting(PROGRESS), Setting(LR), Setting(DECAY)
+        return Setting(), Setting(), Setting()
 
     def settle(
         self,

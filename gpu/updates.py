@@ -78,13 +78,12 @@ def kernels(real: Any) -> dict[str, tuple[Callable[..., None], str]]:
 
 @dataclass(frozen=True)
 class Setting:
-    """A number that lies in the device's memory, times a factor known here."""
+    """A number that lies in the device's memory, where its kernels find it, times a factor."""
 
-    which: int
     factor: float = 1.0
 
     def __mul__(self, factor: float) -> Setting:
-        return Setting(self.which, self.factor * factor)
+        return Setting(self.factor * factor)
 
     __rmul__ = __mul__
 

@@ -21,7 +21,7 @@ from fflearn.errors import RecordError, SettingsWarning
 from fflearn.gpu.device import SimulatedDevice
 from fflearn.gpu.graphs import Graph
 from fflearn.gpu.table import CudaKernels
-from fflearn.gpu.updates import DECAY, LR, Setting
+from fflearn.gpu.updates import Setting
 from fflearn.kernels.reference import Kernels, Product
 from fflearn.optim import optimizer
 
@@ -136,7 +136,7 @@ def test_a_graph_draws_and_updates_as_its_step_says(engine):
 
     def run(batch):
         drawn = k.normal(5, k.counter, (4, 2), np.float64)
-        k.sgd(w, Product(batch.x, drawn, 4.0), None, Setting(LR, 0.5), 0.0, Setting(DECAY))
+        k.sgd(w, Product(batch.x, drawn, 4.0), None, Setting(0.5), 0.0, Setting())
         k.advance()
         return {"drawn": drawn}, None
 
@@ -214,6 +214,8 @@ def test_strict_makes_it_an_error(engine):
 def test_probes_and_devices_without_graphs_are_told(engine):
     probed = made(probes={"size": lambda v, u: 1.0})
     assert "probes" in probed.tapes.why
+    info, _ = probed.step(probed.init(0), BATCH)
+    assert info["size/0"] == info["size/1"] == 1.0
     engine.kernels.device.no_graphs = "the simulator has none"
     assert made().tapes.why == "the simulator has none"
 

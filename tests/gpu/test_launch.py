@@ -24,7 +24,7 @@ def made(monkeypatch, tmp_path):
 
     monkeypatch.setattr(launch, "machine_code", machine_code)
     monkeypatch.setattr(launch, "_digest", lambda: "0")
-    monkeypatch.setattr(launch, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(launch, "cache_folder", lambda: tmp_path / "not" / "there yet")
     return made
 
 

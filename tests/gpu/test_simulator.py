@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numba import config
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 
 from benchmarks.gpu_cases import CASES, Draw, off
 from fflearn import kernels as backends
@@ -21,7 +21,7 @@ from fflearn.errors import RecordError, ShapeError, SpecError
 from fflearn.gpu import columns
 from fflearn.gpu.device import SimulatedDevice
 from fflearn.gpu.table import CudaKernels, kernels
-from fflearn.gpu.updates import DECAY, LR, PROGRESS, Setting
+from fflearn.gpu.updates import PROGRESS, Setting
 from fflearn.kernels.reference import ACTIVATIONS, Kernels
 from fflearn.optim import optimizer
 
@@ -73,17 +73,17 @@ def test_settings_lie_in_memory():
     """A captured step reads them when it runs: other numbers, the same launch."""
     k, w = CudaKernels(SimulatedDevice()), np.ones(3)
     k.settle(4, 0.25, 0.5, 0.0)
-    k.sgd(w, np.ones(3), None, Setting(LR, 0.1), 0.0, Setting(DECAY))
+    k.sgd(w, np.ones(3), None, Setting(0.1), 0.0, Setting())
     assert np.array_equal(w, np.full(3, 1 - 0.5 * 0.1))
     k.advance()
     assert k.counter[0] == 5 and k.live[PROGRESS] == 0.25
     k.settle(5, 0.5, 0.25, 0.1)
-    k.sgd(w, np.zeros(3), None, Setting(LR), 0.0, Setting(DECAY))
+    k.sgd(w, np.zeros(3), None, Setting(), 0.0, Setting())
     assert np.allclose(w, 0.95 * (1 - 0.25 * 0.1), rtol=1e-15)
     drawn = k.random_words(7, k.counter, 5)
     assert np.array_equal(drawn, random.words(7, 5, 5))
     with pytest.raises(RecordError, match="learning rate"):
-        float(Setting(LR))
+        float(Setting())
 
 
 EDGES = np.array([0.0, -0.0, 1.0, np.nan, np.inf, -np.inf, 1e-30, -800.0, 800.0])
@@ -147,12 +147,15 @@ def test_products_of_every_form(small, real):
 
 def test_constants_and_side_data_are_brought_once():
     k = CudaKernels(SimulatedDevice())
+    assert k.fits(1 << 60)  # the data are where they were
     assert k.constant(np.arange(3)) is k.constant(np.arange(3))
     for a, b in (((2, 3), (3, 2)), ((6,), (2, 3))):
         assert k.constant(np.zeros(a)).shape == a and k.constant(np.zeros(b)).shape == b
     for dtype in (np.int64, np.float64, np.uint64):
         assert k.constant(np.zeros(4, dtype)).dtype == dtype
     side = np.eye(3)
+    assert k.side(side) is k.side(side)
+    side = coo_array(np.eye(3))
     placed, name = k.side(side), weakref.ref(side)
     assert placed is k.side(side)
     del side
