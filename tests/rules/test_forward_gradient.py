@@ -405,13 +405,18 @@ def test_the_variance_of_noise_on_activity(net, noise, sign):
         start += size
 
 
-def test_the_variance_of_orthonormal_noise_on_activity():
-    """It falls with the number of samples, which share columns but not the order of the rows."""
+@pytest.mark.parametrize(("samples", "copies", "k"), [(8, 1, 10), (1, 100, 1)])
+def test_the_variance_of_orthonormal_noise_on_activity(samples, copies, k):
+    """It falls with the number of samples, which share columns but not the order of the rows.
+
+    With the rows in one order, half of |g|^2 would stay however many copies of one sample there are.
+    """
     net = "dense 40 tanh | dense 3"
-    engine, state, batch = setting(net, rows=8, noise="orthonormal", directions=10)
+    engine, state, batch = setting(net, rows=samples, noise="orthonormal", directions=k)
     (x,), (da,) = deltas(net, batch, state)
-    found = total_variance(engine, state, batch, 500, hidden_part(state))
-    assert found == pytest.approx((x * da).sum() / 64 * (40 / 10 - 1), rel=0.05)
+    found = total_variance(engine, state, repeated(batch, copies), 500, hidden_part(state))
+    law = (x * da).sum() / (samples**2 * copies) * (40 / k - 1)
+    assert found == pytest.approx(law, rel=0.05)
 
 
 def test_what_noise_on_activity_buys_one_layer():
