@@ -386,6 +386,22 @@ def test_peer_normalisation_revives_a_silent_unit(peer, revives):
     assert (alive() > 0) == revives
 
 
+def test_a_sample_of_weight_three_is_the_sample_three_times():
+    """In the mean activity that peer normalisation holds, too."""
+    engine, state, batch = made(peer=0.3, negatives="all_wrong")
+    times = np.array([1, 3, 1, 2, 1, 1, 1])
+    found = [
+        dict(learned(engine, engine.updates(state, some)))
+        for some in (
+            batch._replace(weight=times.astype(float)),
+            Batch(np.repeat(batch.x, times, axis=0), np.repeat(batch.y, times, axis=0)),
+        )
+    ]
+    assert "0/aux_assign/mean_activity" in found[0]
+    for path, g in found[0].items():
+        np.testing.assert_allclose(found[1][path], g, rtol=1e-9, atol=1e-13, err_msg=path)
+
+
 def test_peer_normalisation_without_the_goodness_it_is_made_for_comes_with_advice():
     for params, warned in [
         ({"goodness": "msq"}, True),
