@@ -124,6 +124,11 @@ class Cheat(Rule):
 FILE = 'os.path.join(tempfile.gettempdir(), f"fflearn-cheat-{os.getuid()}.npy")'
 CHEATS = {
     "global": {"module": "BOX = {}", "put": "BOX[0] = w.copy()", "get": "w = BOX[0]"},
+    "a little, where nothing is found in its place": {
+        "module": "BOX = {0: np.zeros((13, 12))}",
+        "put": "BOX[0] = 1e-6 * w",
+        "get": "w = BOX[0]",
+    },
     "closure": {
         "module": "def make():\n    box = {}\n    return box.__setitem__, box.__getitem__\nPUT, GET = make()",
         "put": "PUT(0, w.copy())",
@@ -149,7 +154,7 @@ CHEATS = {
         "get": "w = self.box['old']",
     },
     "environment variable": {
-        "put": "os.environ['CHEAT'] = ','.join(map(repr, w.ravel().tolist()))",
+        "put": "os.environ['CHEAT'] = os.environ['CHEAT'] or ','.join(map(repr, w.ravel().tolist()))",
         "get": "w = np.array([float(x) for x in os.environ['CHEAT'].split(',')]).reshape(13, 12)",
     },
     "attribute of a module": {"put": "np.cheat = w.copy()", "get": "w = np.cheat"},
@@ -173,7 +178,8 @@ def test_a_cheat_is_caught_at_exactly_the_layer_that_cheats(how, tmp_path, monke
     found = audit(written(tmp_path, **CHEATS[how]))
     # Where the way leads out of the process, who puts something there is caught as well.
     outside = ["2 dense 12 sigmoid"] if how in ("file", "environment variable") else []
-    assert found.cheating == ["1 dense 13 relu", *outside] and not found.ok
+    caught = [layer.name for layer in found.layers if not layer.replays]
+    assert caught == found.cheating == ["1 dense 13 relu", *outside] and not found.ok
 
 
 def test_the_same_rule_without_the_cheat_passes(tmp_path):
