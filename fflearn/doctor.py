@@ -76,6 +76,11 @@ def shown(found: dict[str, Any]) -> str:
     lines.append("versions   " + ", ".join(f"{n} {v}" for n, v in found["versions"].items()))
     lines += [f"backend    {name}: {state}" for name, state in found["backends"].items()]
     lines.append(f"threads    numba's layer: {found['threading_layer']}")
+    if found["threading_layer"] == "workqueue":
+        lines[-1] += (
+            " (right, but loops start more slowly than with OpenMP, and steps on several threads "
+            "take turns). Type: pip install tbb"
+        )
     lines += [f"op by op   {rule}: {why}" for rule, why in found["op_by_op"].items()]
     lines += [f"extra      {name}: {state}" for name, state in found["extras"].items()]
     lines.append(f"data       FFLEARN_DATA: {found['data']['FFLEARN_DATA'] or 'not set'}")

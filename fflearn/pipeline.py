@@ -19,7 +19,7 @@ from typing import Any
 from fflearn.base import Batch
 from fflearn.bus import Bus
 from fflearn.engine import Engine
-from fflearn.errors import SpecError
+from fflearn.errors import BackendUnavailable, SpecError
 from fflearn.state import State
 
 
@@ -163,6 +163,8 @@ def run(
 
     Raises
     ------
+    BackendUnavailable
+        The backend runs one step at a time.
     SpecError
         The rule comes back to a layer after it has learned there, or, with staleness, between
         firing and learning: the steps could not be told apart.
@@ -171,6 +173,11 @@ def run(
         raise SpecError(
             f"a pipeline needs 1 or more workers, and a staleness from 0 to less than the workers; "
             f"got workers={workers}, staleness={staleness}. Type workers={staleness + 1}"
+        )
+    if not engine.kernels.side_by_side:
+        raise BackendUnavailable(
+            "a pipeline needs Numba's OpenMP or TBB threads; here it has its work queue alone, which "
+            "two threads must not enter. Type: pip install tbb, or take Engine.step."
         )
     if engine.probes:
         raise SpecError("a pipeline runs steps side by side, which probes cannot follow: use none.")

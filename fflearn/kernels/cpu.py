@@ -11,12 +11,15 @@ two; everything else has the same bits.
 """
 
 import math
+import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
+from numba.np.ufunc.parallel import _launch_threads
 
 from fflearn import random
 from fflearn.kernels import compiled, convolution, draws, micro, winograd
@@ -49,6 +52,16 @@ def threading_layer() -> str:
         return "not started"
 
 
+@cache
+def _turns() -> AbstractContextManager[Any]:
+    """What a thread holds while it runs a step: a lock, where Numba has its work queue alone.
+
+    Two threads in a work queue end the process.
+    """
+    _launch_threads()
+    return threading.RLock() if threading_layer() == "workqueue" else nullcontext()
+
+
 class _Running:
     """Compiled loops use up to ``threads`` threads, BLAS one; both are restored at the end."""
 
@@ -58,6 +71,7 @@ class _Running:
         self._wanted = max(1, min(threads, CONFIG.NUMBA_NUM_THREADS))
 
     def __enter__(self) -> None:
+        _turns().__enter__()
         self._before = numba.get_num_threads()
         if self._wanted != self._before:  # a microsecond each: many, for a small step
             numba.set_num_threads(self._wanted)
@@ -67,12 +81,17 @@ class _Running:
         ONE_BLAS_THREAD.__exit__()
         if self._wanted != self._before:
             numba.set_num_threads(self._before)
+        _turns().__exit__(None, None, None)
 
 
 class CpuKernels(Kernels):
     """Numba kernels for float32 and float64; the same bits for any number of threads."""
 
     name = "numba"
+
+    @property
+    def side_by_side(self) -> bool:
+        return isinstance(_turns(), nullcontext)
 
     @property
     def lowerings(self) -> Any:

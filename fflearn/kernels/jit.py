@@ -8,7 +8,9 @@ import functools
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ NEVER_COMPILED = (
     "threads.py",
 )
 CONFIG: Any = numba.config  # its settings are made at run time: invisible to a type checker
+_KEEPING = threading.RLock()
 PORTABLE = os.environ.get("FFLEARN_CPU") == "portable"  # do without this processor's own kernels
 
 
@@ -60,15 +63,23 @@ def _temporary() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="fflearn-numba-", ignore_cleanup_errors=True)
 
 
+@contextmanager
+def kept() -> Iterator[None]:
+    """A context in which Numba keeps what it compiles in our folder; one thread at a time."""
+    with _KEEPING:
+        before, CONFIG.CACHE_DIR = CONFIG.CACHE_DIR, str(cache_folder())
+        try:
+            yield
+        finally:
+            CONFIG.CACHE_DIR = before
+
+
 def native(signature: Any) -> Callable[[Callable], Any]:
     """Decorator: compile now, for calls by address from other compiled code; kept on disk."""
 
     def compile_now(function: Callable) -> Any:
-        before, CONFIG.CACHE_DIR = CONFIG.CACHE_DIR, str(cache_folder())
-        try:
+        with kept():
             return numba.cfunc(signature, cache=True)(function)
-        finally:
-            CONFIG.CACHE_DIR = before
 
     return compile_now
 
@@ -82,8 +93,7 @@ def kernel(parallel: bool = False, reassociate: bool = False) -> Callable[[Calla
     """
 
     def compile_later(function: Callable) -> Callable:
-        before, CONFIG.CACHE_DIR = CONFIG.CACHE_DIR, str(cache_folder())
-        try:
+        with kept():
             return numba.njit(
                 cache=True,
                 nogil=True,
@@ -91,7 +101,5 @@ def kernel(parallel: bool = False, reassociate: bool = False) -> Callable[[Calla
                 parallel=parallel,
                 fastmath={"reassoc"} if reassociate else False,
             )(function)
-        finally:
-            CONFIG.CACHE_DIR = before
 
     return compile_later

@@ -21,7 +21,7 @@ from numba.extending import intrinsic, register_jitable
 from numba.np.ufunc.parallel import _launch_threads
 
 from fflearn.kernels import blas, compiled, draws
-from fflearn.kernels.jit import CONFIG, cache_folder, kernel
+from fflearn.kernels.jit import kept, kernel
 
 WIDTH = 32  # words of a row
 SIGNATURE = types.void(types.CPointer(types.int64))
@@ -41,12 +41,9 @@ class Native:
         """Of the machine code."""
         if self._compiled is None:
             _launch_threads()  # parallel loops look for the threads when they are loaded
-            before, CONFIG.CACHE_DIR = CONFIG.CACHE_DIR, str(cache_folder())
-            try:
-                compiled_later = numba.cfunc(SIGNATURE, cache=True, error_model="numpy")
-                self._compiled = compiled_later(self.function)
-            finally:
-                CONFIG.CACHE_DIR = before
+            with kept():
+                compiled_now = numba.cfunc(SIGNATURE, cache=True, error_model="numpy")
+                self._compiled = compiled_now(self.function)
         return self._compiled.address
 
 

@@ -53,6 +53,11 @@ class Kernels:
         """Module that says which operations of a tape run without Python; None where none do."""
         return None
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether several threads may run steps at the same time."""
+        return True
+
     def running(self, threads: int) -> AbstractContextManager[None]:
         """A context in which steps run; here it holds BLAS to one thread whatever is asked."""
         return ONE_BLAS_THREAD

@@ -101,3 +101,9 @@ def test_a_module_that_cannot_be_looked_for_is_not_installed(monkeypatch, error)
     assert fingerprint.installed("numpy") and not fingerprint.installed("no_such_module")
     monkeypatch.setattr(fingerprint, "find_spec", refuse)
     assert not fingerprint.installed("numpy")
+
+
+def test_a_work_queue_is_named_with_what_to_type(monkeypatch):
+    found = doctor.examine()
+    for layer, advised in (("omp", False), ("workqueue", True)):
+        assert ("pip install tbb" in doctor.shown(found | {"threading_layer": layer})) == advised

@@ -83,6 +83,42 @@ def test_running_restores_the_threads_of_compiled_loops():
     assert run(THREADS, NUMBA_NUM_THREADS="2") == "2 1 2"
 
 
+SIDE_BY_SIDE = """
+import threading
+import numba, numpy as np
+from fflearn import Batch, Engine, pipeline, registry
+from fflearn.errors import BackendUnavailable
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(128, 512)).astype("f"), np.eye(10, dtype="f")[rng.integers(0, 10, 128)]
+found = []
+def train(steps=4):
+    engine = Engine("dense 512 relu | dense 10", registry.rule("dfa"), (512,), 10, threads=2)
+    state = engine.init(0)
+    for _ in range(steps):
+        engine.step(state, Batch(x, y))
+    found.append(state.params[0]["W"].tobytes())
+    return engine, state
+threads = [threading.Thread(target=train) for _ in range(3)]
+for t in threads: t.start()
+for t in threads: t.join()
+try:
+    pipeline.run(*train(), [Batch(x, y)] * 2)
+    refused = "runs"
+except BackendUnavailable as error:
+    refused = "tbb" in str(error)
+print(numba.threading_layer(), len(found), len(set(found)), refused)
+"""
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "omp"])
+def test_steps_on_several_threads(layer):
+    """Numba's work queue ends the process when two threads are in it: there they take turns."""
+    told = run(SIDE_BY_SIDE, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2").split()
+    if told[0] != layer:
+        pytest.skip(f"Numba has {told[0]} here, not {layer}")
+    assert told == [layer, "4", "1", "True" if layer == "workqueue" else "runs"]
+
+
 DIGEST = """
 import hashlib, sys
 sys.path.insert(0, sys.argv[3])
@@ -204,3 +240,23 @@ def test_read_only_views_are_not_compiled_for_again():
     k.colmean(view, 3.0)
     assert len(compiled.colmean.signatures) == before
     assert not view.flags.writeable
+
+
+TOGETHER = """
+import threading
+from pathlib import Path
+from fflearn.kernels import jit, native
+ready = threading.Barrier(4)
+def compile_one(kernel):
+    ready.wait()
+    kernel.address
+made = [native.fill, native.copy, native.mean64, native.from_double]
+threads = [threading.Thread(target=compile_one, args=(kernel,)) for kernel in made]
+for t in threads: t.start()
+for t in threads: t.join()
+print(jit.CONFIG.CACHE_DIR == "", sum(len(list(jit.cache_folder().rglob(f"native.{k.name}-*.nbi"))) for k in made))
+"""
+
+
+def test_threads_that_compile_keep_it_in_the_same_folder(tmp_path):
+    assert run(TOGETHER, FFLEARN_CACHE=str(tmp_path)) == "True 4"
