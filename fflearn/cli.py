@@ -205,13 +205,18 @@ def _given(args: argparse.Namespace, *more: str) -> dict[str, Any]:
 def _compare(args: argparse.Namespace) -> int:
     if args.against is not None and args.source is None:
         raise SpecError("--against needs --from: two folders of records.")
+    own = ("name", "rules", "seeds", "datasets", "nets", "tune", "search", "adapted")
+    given = _given(args, *own)
     if args.source is not None:
+        if more := [*given, *(n for n in ("out", "recipe") if getattr(args, n))]:
+            raise SpecError(
+                f"--from draws what is in {args.source} again, into that folder: it takes no "
+                f"{', no '.join(more)}. Leave out everything but --from and --against."
+            )
         return _redraw(args)
     from fflearn.comparison import compare, default_folder, table
     from fflearn.experiment import Experiment
 
-    own = ("name", "rules", "seeds", "datasets", "nets", "tune", "search", "adapted")
-    given = _given(args, *own)
     base = Experiment.load(args.recipe) if args.recipe else None
     if base is not None:
         settings = {**base.settings, **given.pop("settings", {})}

@@ -240,6 +240,8 @@ def test_two_sets_of_records_are_compared_by_seed(folder, tmp_path, capsys):
     [
         (["--from", "nowhere"], "there are no records in nowhere"),
         (["--against", "x"], "--against needs --from"),
+        (["--from", "x", "--out", "y", "--epochs", "3"], "it takes no epochs, no out"),
+        (["mine.toml", "--from", "x"], "it takes no recipe"),
     ],
 )
 def test_mistakes_are_told(options, says, capsys):
