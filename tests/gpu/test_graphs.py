@@ -195,8 +195,10 @@ def test_what_cannot_be_captured_runs_op_by_op(engine, monkeypatch):
     state = engine.init(0)
     first, second, third = batches(3)
     engine.step(state, first)
-    with pytest.warns(SettingsWarning, match="op by op: DFA could not be captured.*read a value"):
+    why = "op by op: DFA could not be captured.*read a value"
+    with pytest.warns(SettingsWarning, match=why) as told:
         engine.step(state, second)
+    assert told[0].filename == __file__  # the user's line, not one of ours
     engine.step(state, third)
     assert not engine.tapes._graphs and "read a value" in engine.tapes.why
     assert int(engine.kernels.counter[0]) == state.step == 3
