@@ -48,7 +48,8 @@ class ZerothOrder(Rule):
     sign : str
         "estimate" learns the sign of every entry of grad, "slope" the mean of sign(s_k) u_k.
     density : float
-        Part of each layer's weights that is moved, in (0, 1]; the others get no gradient.
+        Part of each layer's weights that is moved, in (0, 1]; the others get no gradient, and a tensor
+        with none no update.
     ratios : tuple of float
         A density for each layer, in place of the one for all; see `pruning_ratios`.
     shuffle : int
@@ -222,7 +223,7 @@ class ZerothOrder(Rule):
         if self.density == 1 and not self.ratios:
             return u
         there = split(v, np.isin(np.arange(size(v)), self.chosen(v)))
-        return {n: a * v.k.asarray(there[n]) for n, a in u.items()}
+        return {n: a * v.k.asarray(there[n]) for n, a in u.items() if there[n].any()}
 
     def chosen(self, v: LayerView) -> Array:
         """Which of the layer's numbers may be moved, in this and the steps until the next draw."""

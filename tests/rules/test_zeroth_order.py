@@ -192,10 +192,11 @@ def layer_mask(u, engine, layer) -> np.ndarray:
     return np.concatenate([np.ravel(u.grads.get(n, np.zeros(s)) != 0) for n, s in shapes.items()])
 
 
-def test_a_tensor_of_which_no_number_is_moved_keeps_its_bits():
+@pytest.mark.parametrize("noise", ["coordinate", "gaussian", "rademacher"])
+def test_a_tensor_of_which_no_number_is_moved_keeps_its_bits(noise):
     """One number of each layer is moved: neither decay nor momentum reaches the other tensor."""
     optimizer = SGD(0.1, momentum=0.9, weight_decay=0.1)
-    engine = engine_of(settings("coordinate", density=0.05), optimizer=optimizer)
+    engine = engine_of(settings(noise, density=0.05), optimizer=optimizer)
     state, seen = engine.init(0), set()
     for seed in range(12):
         before = state.copy()
