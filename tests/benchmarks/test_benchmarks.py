@@ -301,6 +301,14 @@ def test_write_reads_files(tmp_path, recipe, records):
     assert "| dfa | 91.00 ± 0.58 | 92.00 |" in text
 
 
+def test_the_results_page_follows_the_records(tmp_path):
+    text = results.write(tmp_path / "results.md")
+    assert results.PAGE.read_text(encoding="utf-8") == text
+    found = json.loads((results.RESULTS / "emergence.json").read_text(encoding="utf-8"))
+    assert text.endswith(results.representations(found) + "\n")
+    assert f"sparser by {found['gap']:.2f}" in text
+
+
 @pytest.mark.parametrize("path", sorted(results.RECIPES.glob("*.toml")), ids=lambda p: p.stem)
 def test_recipes_can_be_run(path):
     recipe = results.read_recipe(path)
