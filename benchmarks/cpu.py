@@ -19,10 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import autograd
 from benchmarks.cases import FF, Case, bare_turn, engine_turn, torch_turn
 from benchmarks.machine import header, save, sentence
 from benchmarks.timing import Turn, ratios, round_robin, spread, watched
+from fflearn import kernels
 
 MLP = "dense 1024 relu | dense 1024 relu | dense 1024 relu | dense 10"
 SMALL = "dense 128 relu | dense 64 relu | dense 10"
@@ -132,8 +135,26 @@ def against_kernels(row: Row, threads: int, rounds: int, seconds: float) -> dict
     return worst
 
 
+def pin(threads: int) -> None:
+    """Start the threads of Numba and PyTorch, so that each has all cores.
+
+    Both bring an OpenMP of their own.  Told to pin (OMP_PROC_BIND), the one that starts first pins
+    this thread too, and the second would find a single core for all of its threads.
+    """
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    kernels.load("numba").matmul(*np.ones((2, 1024, 1024), np.float32))
+    if cores:
+        os.sched_setaffinity(0, cores)
+    if autograd.available():
+        import torch
+
+        torch.set_num_threads(threads)
+        torch.ones(1024, 1024) @ torch.ones(1024, 1024)
+
+
 def measured(name: str, threads: int, rounds: int, seconds: float) -> dict[str, Any]:
     """One row, in this process."""
+    pin(threads)
     row, notes = ROWS[name], list[str]()
     measure: Callable[..., dict[str, Any]] = against_torch if row.rule else against_kernels
     with watched(notes):
