@@ -218,10 +218,13 @@ class PFA(Rule):
         if v.is_input:
             return None
         w = v.params.get("W")
-        dense = w is not None and w.ndim == 2
         # rows (n_in + n) < n_in n: about where the population costs less than the path.  A sweep
         # over R, which a B without entries needs for the path, costs more in every usual batch.
-        if dense and (not self.plain or da.size * sum(w.shape) < w.size * w.shape[1]):
+        if (
+            w is not None
+            and w.ndim == 2
+            and (not self.plain or da.size * sum(w.shape) < w.size * w.shape[1])
+        ):
             v.state["mid"] = self.into(v.k, da, v.aux["B.W"])
         if "mid" in v.state and not self.collapsed:
             return v.input_vjp(v.trace, v.state["mid"], {"W": v.aux["R.W"]})
