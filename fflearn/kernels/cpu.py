@@ -52,6 +52,9 @@ def threading_layer() -> str:
         return "not started"
 
 
+_ALONE, _BESIDE = threading.RLock(), nullcontext()  # made once: whoever enters leaves the same one
+
+
 @cache
 def _turns() -> AbstractContextManager[Any]:
     """What a thread holds while it runs a step: a lock, where Numba has its work queue alone.
@@ -59,7 +62,7 @@ def _turns() -> AbstractContextManager[Any]:
     Two threads in a work queue end the process.
     """
     _launch_threads()
-    return threading.RLock() if threading_layer() == "workqueue" else nullcontext()
+    return _ALONE if threading_layer() == "workqueue" else _BESIDE
 
 
 class _Running:
@@ -91,7 +94,7 @@ class CpuKernels(Kernels):
 
     @property
     def side_by_side(self) -> bool:
-        return isinstance(_turns(), nullcontext)
+        return _turns() is _BESIDE
 
     @property
     def lowerings(self) -> Any:
