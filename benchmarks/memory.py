@@ -10,7 +10,6 @@ process of its own, beside what `fflearn.memory` says before anything is taken.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import statistics
@@ -24,6 +23,8 @@ from benchmarks import autograd
 from benchmarks.cases import FF, Case, slow
 from benchmarks.machine import header, save, sentence
 from fflearn import registry
+from fflearn.base import Batch
+from fflearn.heap import release
 from fflearn.memory import predict
 
 RULES = (
@@ -82,25 +83,25 @@ def resident(field: str) -> int:
 
 def measure(name: str, depth: int, width: int, batch: int) -> int:
     """Peak resident bytes of three steps, above those after the imports and a small network."""
-    _three_steps(name, case_of(3, 16, 8))  # compiles, and starts the thread pools
+    small = case_of(3, 16, 8)
+    _three_steps(name, small, small.data())  # compiles, and starts the thread pools
     case = case_of(depth, width, batch)
     before = resident("VmRSS")
+    data = case.data()
+    release()  # what drawing them took
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts anew
-    _three_steps(name, case)
+    _three_steps(name, case, data)
     return resident("VmHWM") - before
 
 
-def _three_steps(name: str, case: Case) -> None:
-    batch = case.data()
+def _three_steps(name: str, case: Case, batch: Batch) -> None:
     engine = case.engine("backprop" if name == registry.REFERENCE else name)
     state = engine.init(0)
     if name == registry.REFERENCE:
         step, _ = autograd.autograd_step(engine, state, batch)
         del state, engine
         gc.collect()
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-        if trim:  # what our copy of the weights took is not PyTorch's
-            trim(0)
+        release()  # what our copy of the weights took is not PyTorch's
     else:
 
         def step() -> Any:

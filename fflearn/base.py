@@ -109,6 +109,7 @@ class Env(NamedTuple):
     side: Mapping[str, Any] = {}  # not learned, seen by every layer: adjacency, masks
     key: Key | None = None  # this layer's randomness in this step (dropout masks)
     train: bool = True
+    keeps: frozenset[str] = frozenset({"x", "a"})  # `Rule.keeps`
 
     def inside(self, leaf: int) -> Env:
         """The surroundings of one leaf: the same, with randomness of its own."""
@@ -118,8 +119,38 @@ class Env(NamedTuple):
 ALONE = Env()
 
 
+class NotKept:
+    """Stands in a trace for an array that the rule does not declare; whatever uses it is told."""
+
+    def __init__(self, name: str, declared: str):
+        self._name, self._declared = name, declared
+
+    def _told(self, *_: Any, **__: Any) -> Any:
+        raise LocalityError(
+            f"a rule read {self._name!r} of a trace, which it does not keep. Declare in its class: "
+            f"keeps: ClassVar = frozenset({{{self._declared}}}); or of a probe, as its attribute keeps."
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._told()
+
+
+for _name in ("array", "len", "getitem", "abs", "neg", "lt", "le", "gt", "ge"):
+    setattr(NotKept, f"__{_name}__", NotKept._told)
+for _name in ("add", "sub", "mul", "truediv", "pow", "matmul"):
+    setattr(NotKept, f"__{_name}__", NotKept._told)
+    setattr(NotKept, f"__r{_name}__", NotKept._told)
+
+NO_X, NO_A = NotKept("x", '"x"'), NotKept("a", '"x", "a"')
+
+
 class Trace(NamedTuple):
-    """What one forward through one layer leaves behind."""
+    """What one forward through one layer leaves behind.
+
+    Of x and a what `Rule.keeps` names, and what the layer's own derivatives need.
+    """
 
     x: Any  # (B, *in)   input
     a: Any  # (B, *out)  pre-activation
@@ -351,9 +382,13 @@ class LayerView:
         """(B, *out) pre-activation -> (B, *out) activity."""
         return self._layer.act(self.k, a)
 
-    def act_vjp(self, t: Trace, dy: Any) -> Any:
-        """(B, *out) d loss/d y -> (B, *out) d loss/d a.  Pointwise."""
-        return self._layer.act_vjp(self.k, t, dy)
+    def act_vjp(self, t: Trace, dy: Any, into: Any = None) -> Any:
+        """(B, *out) d loss/d y -> (B, *out) d loss/d a.  Pointwise.
+
+        ``into`` is an array of the hook's own that may be written to instead of a new one: dy
+        itself, where the hook has made it and needs it no more.
+        """
+        return self._layer.act_vjp(self.k, t, dy, into)
 
     def param_vjp(self, t: Trace, da: Any, weighted: bool = False) -> Params:
         """(B, *out) per-sample d loss/d a -> gradient of the own parameters.
@@ -473,6 +508,9 @@ class Rule:
     needs_apart: ClassVar[bool] = False  # no layer may mix the samples of a batch
     needs_classes: ClassVar[bool] = False  # it learns from labels, right or wrong: no regression
     averages: ClassVar[bool] = False  # of a batch it learns the mean of what its parts teach
+    # What its traces keep besides what act_vjp and param_vjp need: "x" (for input_vjp and jvp of a
+    # layer with a norm, too) and "a".  What is not named is memory saved.
+    keeps: ClassVar[frozenset[str]] = frozenset({"x"})
     ends_in_logits: ClassVar[bool] = True  # the network must end in one output per class
     op_by_op: ClassVar[str] = ""  # why no step can be recorded and repeated; "" where it can
     optimizer: ClassVar[Mapping[str, Any]] = {"name": "adam", "lr": 1e-3}  # default settings

@@ -20,6 +20,7 @@ from fflearn.base import (
     LayerView,
     Ledger,
     Message,
+    NotKept,
     Readout,
     Settled,
     Shown,
@@ -81,7 +82,7 @@ class Bus:
         weight = None if batch is None else batch.weight
         if batch is not None:
             side = batch.side
-        env = Env(side or {}, key.fold("env"), batch is not None)
+        env = Env(side or {}, key.fold("env"), batch is not None, engine.keeps)
         self._views = [
             LayerView(
                 spec,
@@ -133,25 +134,26 @@ class Bus:
         if isinstance(x, Shown) and not self._engine.shares:
             x = x.whole
         value: dict[int, Message] = {-1: Message(x, name, tangent)}
+        del x  # here and below: what no layer reads any more is free before the next one learns
         for i, (leaf, sources) in enumerate(self._engine.net.nodes):
-            m = value[sources[0]]
             if leaf is None:
-                other = value[sources[1]]
-                value[i] = m._replace(x=m.x + other.x, tangent=plus(m.tangent, other.tangent))
+                value[i] = _sum(*(value[s] for s in sources))
             else:
                 v = self._views[leaf]
                 s = Signals(signals, top, self.ledger, v.spec)
-                value[i] = out = self._call("forward", v, m, s)
-                self._count_up(v, out)
-                learns = update and not (update == "hidden" and v.spec.is_output)
-                if learns:
-                    self._apply(v, s, *value.values())
-                if learns or not keep:
-                    v.traces.clear()
-                    v.state.clear()
+                value[i] = self._call("forward", v, value[sources[0]], s)
+                self._count_up(v, value[i])
             for done in self._engine.last_use[i]:
                 del value[done]
             self._hold(*value.values())
+            if leaf is None:
+                continue
+            learns = update and not (update == "hidden" and v.spec.is_output)
+            if learns:
+                self._apply(v, s, *value.values())
+            if learns or not keep:
+                v.traces.clear()
+                v.state.clear()
         end = value[len(self._engine.net.nodes) - 1]
         self.tangent = end.tangent
         return end.x
@@ -170,19 +172,31 @@ class Bus:
         self._error = r.error
         return r
 
-    def feedback(self, message: Any) -> Any:
+    def feedback(self, message: Any, *, update: bool = False, **signals: Any) -> Any:
         """Top-down sweep: each layer turns the message from above into one for below.
 
         At a sum the message is copied, at a fork the branches' messages are added.  Returns what
-        would go below the first layer (None where rules send nothing there).
+        would go below the first layer (None where rules send nothing there).  With ``update`` each
+        layer learns as soon as it has sent its message, from before the update, and its traces are
+        dropped.
         """
+        self._check(signals)
         if any(layer.couples_samples for layer in self._engine.net.leaves):
             # Below a layer that mixes samples a row belongs to no sample any more: the sample
             # weights act once, on the rows of the loss, and not on each layer's own rows.
             message = self._views[0]._weighted(message)
             for v in self._views:
                 v._weight = None
-        return self._descend(message, lambda v, m: self._call("feedback", v, m))
+
+        def learn(v: LayerView, *in_flight: Any) -> None:
+            self._apply(v, Signals(signals, None, self.ledger, v.spec), *in_flight)
+            v.traces.clear()
+            v.state.clear()
+
+        def visit(v: LayerView, m: Any) -> Any:
+            return self._call("feedback", v, m)
+
+        return self._descend(message, visit, learn if update else None)
 
     def relax(self, bottom: Any, top: Callable[[], Any] | None = None) -> Any:
         """One settling sweep; returns the largest change of a ``v.state["s"]``.
@@ -329,10 +343,15 @@ class Bus:
             for name, value in leaf.running(self.k, v.traces["x"]).items():
                 params[name] = value
 
-    def _descend(self, message: Any, visit: Callable[[LayerView, Any], Any]) -> Any:
+    def _descend(
+        self,
+        message: Any,
+        visit: Callable[[LayerView, Any], Any],
+        learn: Callable[..., None] | None = None,
+    ) -> Any:
         """``visit(view, message)`` of every layer, top first, gives the message for below.
 
-        Returns what would go below the first layer.
+        Then ``learn(view, *messages in flight)``.  Returns what would go below the first layer.
         """
         nodes = self._engine.net.nodes
         down: dict[int, Any] = {len(nodes) - 1: message}
@@ -345,10 +364,14 @@ class Bus:
             else:
                 v = self._views[leaf]
                 out = visit(v, m)
+                del m
                 if sources[0] >= 0:
                     self._count_down(v, out)
                 if out is not None:
                     down[sources[0]] = plus(down.get(sources[0]), out)
+                del out
+                if learn:
+                    learn(v, *down.values())
             self._hold(*down.values())
         return down.get(-1)
 
@@ -427,11 +450,18 @@ class Bus:
         return live_bytes(tree, own)
 
 
+def _sum(a: Message, b: Message) -> Message:
+    """What leaves a sum of two branches."""
+    return a._replace(x=a.x + b.x, tangent=plus(a.tangent, b.tangent))
+
+
 def live_bytes(tree: Any, own: set[int]) -> int:
     """Bytes of all arrays in a nest of containers, shared memory once, ``own`` left out."""
     seen: dict[int, int] = {}
 
     def visit(item: Any) -> None:
+        if isinstance(item, NotKept):
+            return
         if hasattr(item, "nbytes") and not isinstance(item, np.generic):
             base = _base(item)
             if id(base) not in own:

@@ -92,4 +92,4 @@ def activities(engine: Engine, state: State, x: Array, y: Array) -> dict[int, Ar
                 parts.setdefault(v.index, []).append(v.traces["x"].y[:n].reshape(n, -1))
 
         engine.observed(state, batch, observe)
-    return {layer: np.concatenate(found) for layer, found in parts.items()}
+    return {layer: np.concatenate(parts[layer]) for layer in sorted(parts)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import warnings
@@ -13,7 +14,7 @@ import numpy as np
 
 from fflearn import kernels as backends
 from fflearn import objectives
-from fflearn.base import Batch, Channel, Key, LayerSpec, LayerView, Ledger, Rule, Update
+from fflearn.base import ALONE, Batch, Channel, Key, LayerSpec, LayerView, Ledger, Rule, Update
 from fflearn.bus import Bus
 from fflearn.data.kind import checked_task
 from fflearn.errors import DataError, SettingsWarning, ShapeError, SpecError
@@ -58,7 +59,8 @@ class Engine:
         "eager": every step runs the rule's code.  Default: "tape", but where FFLEARN_EAGER is set.
     probes : mapping of str to callable, optional
         ``probe(view, update) -> float``, called for each layer's update; it reads only.  Results
-        appear in a step's info as "name/layer index".
+        appear in a step's info as "name/layer index".  An attribute ``keeps`` names what a probe
+        reads of traces besides activity, as `Rule.keeps`.
 
     Raises
     ------
@@ -101,6 +103,7 @@ class Engine:
         self.objective = objectives.load(objective)() if isinstance(objective, str) else objective
         self.task, self.probes = checked_task(task), dict(probes or {})
         self._counted: dict[Hashable, Ledger] = {}
+        self._watched = False
         self.at_once, self.sweep = 0, 1000  # samples per pass of a step (0: all); in prediction
         recorded = _checked_mode(mode) == "tape" and not rule.op_by_op
         self.tapes = (self.kernels.steps(self) or Tapes(self)) if recorded else None
@@ -380,8 +383,13 @@ class Engine:
         observe: Callable[[LayerView, Update], None],
         wire: type[Bus] = Bus,
     ) -> None:
-        """Show each layer's view and what it would learn, without changing the state."""
-        self.run(state, self.checked_batch(batch), self.variant(state), False, observe, wire)
+        """Show each layer's view and what it would learn, without changing the state.
+
+        Traces keep everything.
+        """
+        one = copy.copy(self)
+        one._watched, one._counted = True, {}
+        one.run(state, one.checked_batch(batch), one.variant(state), False, observe, wire)
 
     def run(
         self,
@@ -411,6 +419,13 @@ class Engine:
             self._counted[program] = ledger
         return info, self._counted[program]
 
+    @property
+    def keeps(self) -> frozenset[str]:
+        """What traces hold: what the rule reads, or a probe (its attribute ``keeps``)."""
+        if self._watched:
+            return ALONE.keeps
+        return self.rule.keeps.union(*(getattr(p, "keeps", ()) for p in self.probes.values()))
+
     def _needs_numbers_alone(self) -> None:
         if self.rule.channels != {Channel.SCALAR}:
             sent = ", ".join(sorted(c.value for c in self.rule.channels)) or "what layers see"
@@ -436,6 +451,8 @@ class Engine:
 
     def variant(self, state: State) -> Hashable:
         """What part of the rule's schedule holds in the coming step."""
+        if type(self.rule).variant is Rule.variant:  # most: asked for in every step
+            return None
         return self.rule.variant(self.settings_at(state.step)[0], self.specs)
 
     def _new_ledger(self, samples: int) -> Ledger:

@@ -23,6 +23,7 @@ from fflearn.base import Batch
 from fflearn.bus import Bus
 from fflearn.engine import Engine
 from fflearn.errors import SpecError
+from fflearn.kernels.micro import BLOCK
 from fflearn.sizes import shown
 from fflearn.state import State
 
@@ -85,7 +86,7 @@ class _Trials:
         if not engine.kernels.on_host:
             raise SpecError(f"the memory of backend={engine.backend} is not measured here.")
         self._engine, self._batch = engine, batch
-        self._found: dict[int, np.ndarray] = {}
+        self._found: dict[int, tuple[np.ndarray, list[int]]] = {}
         self._made: tuple[int, Shapes]
         if like is not None:  # another rule with the same state
             self._made = like._made
@@ -97,11 +98,16 @@ class _Trials:
         """For steps on so many samples; ``at_once`` of them at a time, gradients added up."""
         at_once, (start, shapes) = at_once or rows, self._made
         few = (at_once,) if at_once <= FEW[1] or self._batch.side else FEW
-        first, last = self._moments(few[0]), self._moments(few[-1])
+        (first, _), (last, folds) = self._moments(few[0]), self._moments(few[-1])
         if len(first) != len(last):  # the step takes another way with more samples
             first = last = np.array([last.max()])
+            folds = []
         slope = (last - first) / max(1, few[-1] - few[0])
-        step = int((last + slope * (at_once - few[-1])).max())
+        found = last + slope * (at_once - few[-1])
+        for i in folds:  # what a product over the samples takes for itself grows up to a block
+            more = (slope[i] - slope[i - 1]) * (min(at_once, max(few[-1], BLOCK)) - few[-1])
+            found[i] = found[i - 1] + last[i] - last[i - 1] + more
+        step = int(found.max())
         step += rows * _bytes_of_sample(self._batch)
         if at_once < rows:
             params, aux, _ = zip(*shapes, strict=True)
@@ -109,7 +115,7 @@ class _Trials:
         state = sum(_bytes(part) for layer in shapes for part in layer)
         return Need(state, start, step, copies * state)
 
-    def _moments(self, rows: int) -> np.ndarray:
+    def _moments(self, rows: int) -> tuple[np.ndarray, list[int]]:
         if rows not in self._found:
             batch = _part(self._batch, rows)
             with _tracing():
@@ -242,6 +248,7 @@ class _Moments:
     def __init__(self, kernels: Any):
         self._kernels, self.base = kernels, _restart()
         self.found: list[int] = []
+        self.folds: list[int] = []  # which of them are of an optimizer that folds a product in
 
     def mark(self) -> None:
         self.found.append(_peak() - self.base)
@@ -255,6 +262,8 @@ class _Moments:
         def noted(*args: Any, **kwargs: Any) -> Any:
             self.mark()
             result = kernel(*args, **kwargs)
+            if result is None:
+                self.folds.append(len(self.found))
             self.mark()
             return result
 
@@ -275,8 +284,8 @@ class _Watched(Bus):
         return out
 
 
-def _moments(engine: Engine, shapes: Shapes, batch: Batch) -> np.ndarray:
-    """The most held beside state and batch, moment by moment, in a step."""
+def _moments(engine: Engine, shapes: Shapes, batch: Batch) -> tuple[np.ndarray, list[int]]:
+    """The most held beside state and batch, moment by moment, in a step; and which fold."""
     params, aux, opt = ([layer[i] for layer in shapes] for i in range(3))
     state: Any = State(_borrowed(params), _borrowed(aux), _borrowed(opt), 0, 0)
     gc.collect()  # in the middle of one trial and not of the other, it would count as a slope
@@ -286,7 +295,7 @@ def _moments(engine: Engine, shapes: Shapes, batch: Batch) -> np.ndarray:
         variant = engine.variant(state)
         engine.run(state, checked, variant, True, None, partial(_Watched, moments=moments), moments)
     moments.mark()
-    return np.array(moments.found)
+    return np.array(moments.found), moments.folds
 
 
 @contextmanager

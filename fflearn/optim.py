@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -61,6 +62,9 @@ class Schedule:
         )
 
 
+_schedule = cache(Schedule)  # asked for in every step
+
+
 def _number(text: str, spec: str) -> float:
     try:
         value = float(text)
@@ -99,14 +103,14 @@ class Optimizer:
         for what, value in [("lr", self.lr), *[("weight_decay", d) for d in decays]]:
             if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise SpecError(f"{self.name} needs {what} to be 0 or more; got {value!r}.")
-        Schedule(self.schedule)
+        _schedule(self.schedule)
 
     def settings_at(self, epoch: float, epochs: float) -> tuple[float, float]:
         """Learning rate and weight decay at a time in epochs."""
         decay = self.weight_decay
         if isinstance(decay, tuple):
             decay = decay[min(int(epoch), len(decay) - 1)]
-        return self.lr * Schedule(self.schedule)(epoch, epochs), decay
+        return self.lr * _schedule(self.schedule)(epoch, epochs), decay
 
     def slots(self, name: str, w: np.ndarray) -> dict[str, np.ndarray]:
         """The optimizer's own arrays for one parameter, by name."""

@@ -14,10 +14,12 @@ import functools
 import hashlib
 import math
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from fflearn.kernels import scalars
 
@@ -46,16 +48,23 @@ def words(static: int, step: int, n: int) -> np.ndarray:
     -------
     ndarray of uint32, shape (n,)
     """
+    return _drawn(static, step, n, np.uint32, lambda w: w)
+
+
+def _drawn(
+    static: int, step: int, n: int, dtype: DTypeLike, made: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """n numbers that ``made`` makes of as many words, (m,) of (m,) for a few words at a time."""
     u = np.uint64
     k0, k1 = u(static & 0xFFFFFFFF), u(static >> 32)
     c2, c3 = u(step & 0xFFFFFFFF), u(step >> 32)
     blocks = -(-n // 4)
-    out = np.empty((blocks, 4), np.uint32)
+    out = np.empty((blocks, 4), dtype)
     for start in range(0, blocks, _BLOCKS):
         block = np.arange(start, min(start + _BLOCKS, blocks), dtype=u)
         c0, c1 = block & scalars.LOW, block >> scalars.HALF
-        for j, w in enumerate(scalars.philox(c0, c1, c2, c3, k0, k1)):
-            out[start : start + len(block), j] = w
+        w = np.stack(scalars.philox(c0, c1, c2, c3, k0, k1), axis=1).astype(np.uint32)
+        out[start : start + len(block)] = made(w.reshape(-1)).reshape(-1, 4)
     return out.reshape(-1)[:n]
 
 
@@ -66,7 +75,7 @@ def uniform(static: int, step: int, shape: Shape, dtype=np.float32) -> np.ndarra
     """
     n = size(shape)
     if real(dtype) == np.float32:
-        u = scalars.unit32(words(static, step, n).astype(np.uint64))
+        u = _drawn(static, step, n, dtype, lambda w: scalars.unit32(w.astype(np.uint64)))
     else:
         w = words(static, step, 2 * n).astype(np.uint64)
         u = scalars.unit64(w[0::2], w[1::2])
@@ -81,15 +90,14 @@ def normal(static: int, step: int, shape: Shape, dtype=np.float32) -> np.ndarray
     float64 and rounded once, so that float32 draws are the rounded float64 draws.  The largest
     magnitude is sqrt(64 ln 2) = 6.66.
     """
-    dtype, n = real(dtype), size(shape)
-    pairs = -(-n // 2)
-    w = words(static, step, 2 * pairs).astype(np.float64)
+    return _drawn(static, step, size(shape), real(dtype), _box_muller).reshape(shape)
+
+
+def _box_muller(w: np.ndarray) -> np.ndarray:
+    w = w.astype(np.float64)
     radius = np.sqrt(-2.0 * np.log((w[0::2] + 1.0) * scalars.WORD_UNIT))
     angle = scalars.TWO_PI * (w[1::2] * scalars.WORD_UNIT)
-    out = np.empty((pairs, 2), dtype)
-    out[:, 0] = radius * np.cos(angle)
-    out[:, 1] = radius * np.sin(angle)
-    return out.reshape(-1)[:n].reshape(shape)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
 
 
 @functools.lru_cache(maxsize=32)

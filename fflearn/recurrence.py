@@ -65,6 +65,7 @@ class Recurrent(Layer):
 
     gates: ClassVar[int] = 1  # pre-activations per unit
     states: ClassVar[int] = 1  # arrays (B, H) that go from step to step, h first
+    _act: ClassVar[str] = "identity"  # an `activation` is the cell's
     weights: ClassVar[tuple[str, ...]] = ("Wx", "Wh")
     words: ClassVar[tuple[str, ...]] = ("units",)
 
@@ -137,12 +138,6 @@ class Recurrent(Layer):
         if noise is not None and not within:
             a = a + noise
         return Trace(x, a, a, p, inner)
-
-    def act(self, k: Any, a: Any) -> Any:
-        return a
-
-    def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
-        return dy
 
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
         dzx, dzh = self._sweep(k, t, da)

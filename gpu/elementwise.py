@@ -11,7 +11,7 @@ from numba import cuda
 from fflearn.gpu import scalars
 from fflearn.gpu.arrays import Arrays, matrices, reals
 from fflearn.gpu.scalars import IDENTITY, functions
-from fflearn.kernels.reference import Array
+from fflearn.kernels.reference import BY_INPUT, Array
 
 SSQ, NEG_SSQ, MSQ, L2, LIN = range(5)
 ACTS = {
@@ -47,6 +47,7 @@ def kernels(real: Any) -> dict[str, tuple[Callable[..., None], str]]:
             y[i] = act1(a[i], kind)
 
     def act_vjp(dy, a, y, da, n, kind):
+        """da = dy act'(a); da may be dy, and a may be y where y tells the slope."""
         for i in range(cuda.grid(1), n, cuda.gridsize(1)):
             da[i] = dy[i] * slope1(a[i], y[i], kind)
 
@@ -80,20 +81,24 @@ def kernels(real: Any) -> dict[str, tuple[Callable[..., None], str]]:
 class Elementwise(Arrays):
     """Methods of `Kernels` that launch these."""
 
-    def act(self, a: Array, kind: str) -> Array:
-        if kind == "identity" or kind not in ACTS or not reals(a):
-            return super().act(a, kind)
-        a, y = self._plain(a), self.xp.empty(a.shape, a.dtype)
-        self._each("act", a, a, y, a.size, ACTS[kind])
+    def act(self, a: Array, kind: str, into: Array | None = None, /) -> Array:
+        y = self.xp.empty(a.shape, a.dtype) if into is None else into
+        fits = kind in ACTS and reals(a, y) and a.shape == y.shape and y.flags.c_contiguous
+        if kind == "identity" or not fits:
+            return super().act(a, kind, into)
+        self._each("act", y, self._plain(a), y, y.size, ACTS[kind])
         return y
 
-    def act_vjp(self, dy: Array, a: Array, y: Array, kind: str) -> Array:
-        if kind == "identity" or kind not in ACTS or not reals(dy, a, y) or dy.shape != a.shape:
-            return super().act_vjp(dy, a, y, kind)
-        da = self.xp.empty(a.shape, a.dtype)
-        self._each(
-            "act_vjp", a, self._plain(dy), self._plain(a), self._plain(y), da, a.size, ACTS[kind]
-        )
+    def act_vjp(
+        self, dy: Array, a: Any, y: Array, kind: str, into: Array | None = None, /
+    ) -> Array:
+        of = a if kind in BY_INPUT else y  # what the slope is told by
+        da = self.xp.empty(y.shape, y.dtype) if into is None else into
+        fits = kind in ACTS and reals(dy, of, y, da) and dy.shape == y.shape == da.shape
+        if kind == "identity" or not fits or not da.flags.c_contiguous:
+            return super().act_vjp(dy, a, y, kind, into)
+        given = (self._plain(v) for v in (dy, of, y))
+        self._each("act_vjp", y, *given, da, y.size, ACTS[kind])
         return da
 
     def _finished(

@@ -75,12 +75,20 @@ class Products(Elementwise):
         return self._product(False, True, a, b)
 
     def dense(
-        self, x: Array, W: Array, b: Array | None, act: str, noise: Array | None = None
-    ) -> tuple[Array, Array]:
+        self,
+        x: Array,
+        W: Array,
+        b: Array | None,
+        act: str,
+        noise: Array | None = None,
+        keep: bool = True,
+    ) -> tuple[Array | None, Array]:
         given = [v for v in (x, W, b, noise) if v is not None]
         if matrices(x, W) and reals(*given) and self._is_small(len(x), *W.shape) and act in ACTS:
-            return self._small(False, False, x, W, act=act, b=b, noise=noise)
-        return self._finished(self.matmul(x, W), b, act, noise)
+            a, y = self._small(False, False, x, W, act=act, b=b, noise=noise)
+        else:
+            a, y = self._finished(self.matmul(x, W), b, act, noise)
+        return a if keep else None, y
 
     def formed(self, g: Array | Product) -> Array:
         if not isinstance(g, Product):

@@ -27,8 +27,7 @@ class Backprop(Rule):
 
     def step(self, bus: Any, batch: Batch) -> dict[str, Any]:
         out = bus.readout(bus.forward(batch.x))
-        bus.feedback(out.error)
-        bus.update()
+        bus.feedback(out.error, update=True)
         return {"loss": bus.mean(out.loss)}
 
     def feedback(self, v: LayerView, dy: Any) -> Any:

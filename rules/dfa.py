@@ -97,8 +97,9 @@ class DFA(Rule):
         if not v.params:
             return Update()
         if v.is_output:
-            dy = s.top
+            da = v.act_vjp(v.trace, s.top)
         else:
             error = s.error.reshape(-1, v.n_classes)
             dy = v.k.matmul(error, v.aux["B"]).reshape(v.trace.y.shape)
-        return Update(v.param_vjp(v.trace, v.act_vjp(v.trace, dy)))
+            da = v.act_vjp(v.trace, dy, into=dy)
+        return Update(v.param_vjp(v.trace, da))

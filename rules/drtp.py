@@ -93,8 +93,12 @@ class DRTP(Rule):
     def update(self, v: LayerView, s: Signals) -> Update:
         if not v.params:
             return Update()
-        dy = s.top if v.is_output else self.pull(v.trace.y, self.target(v, s.target))
-        return Update(v.param_vjp(v.trace, v.act_vjp(v.trace, dy)))
+        if v.is_output:
+            da = v.act_vjp(v.trace, s.top)
+        else:
+            dy = self.pull(v.trace.y, self.target(v, s.target))
+            da = v.act_vjp(v.trace, dy, into=dy)
+        return Update(v.param_vjp(v.trace, da))
 
     def target(self, v: LayerView, label: Any) -> Any:
         """z: labels (B, *places, C), or class ids (B, *places), -> (B, *out)."""
@@ -105,7 +109,8 @@ class DRTP(Rule):
         return z.reshape(v.trace.y.shape)
 
     def pull(self, y: Any, z: Any) -> Any:
-        """d loss_l / d y_l, both (B, *out)."""
+        """d loss_l / d y_l, both (B, *out); z may be overwritten."""
         if self.loss == "linear":
-            return -z
+            z *= -1
+            return z
         return y - z if self.loss == "l2" else np.sign(y - z)

@@ -70,6 +70,7 @@ class DualPropagation(Rule):
     damping: float = 0.0
     tied: bool = True
 
+    keeps: ClassVar = frozenset({"x", "a"})
     short: ClassVar = ("dp",)
     citation: ClassVar = "Hoier, Staudt & Zach (2023), arXiv:2302.01228"
     variants: ClassVar = {"kp": {"tied": False}, "settled": {"sweeps": 3}}

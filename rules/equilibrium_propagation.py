@@ -111,6 +111,7 @@ class EquilibriumPropagation(Rule):
     tied: bool = True
     homeostasis: float = 0.0
 
+    keeps: ClassVar = frozenset({"x", "a"})
     short: ClassVar = ("ep",)
     citation: ClassVar = "Scellier & Bengio (2017), arXiv:1602.05179"
     optimizer: ClassVar = {"name": "adam", "lr": 2e-3, "schedule": "cosine"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -113,6 +114,7 @@ class ForwardForward(Rule):
         "pairs": ("full", "half"),
     }
     needs_classes: ClassVar = True
+    keeps: ClassVar = frozenset()
     short: ClassVar = ("ff",)
     citation: ClassVar = "Hinton (2022), arXiv:2212.13345"
     optimizer: ClassVar = {"name": "adam", "lr": 3e-3, "schedule": "cosine"}
@@ -270,13 +272,13 @@ class ForwardForward(Rule):
             shown, key = self._shown(bus.specs[0]), bus.key.fold("negatives")
             n, half = len(batch.x), self.pairs == "half" and len(batch.x) > 1
             show = shown.half if half else shown.pairs
-            pairs = show(bus.k, batch.x, batch.y, logits, key)
             counts = (n - n // 2, n // 2) if half else (n, n * self.draw.per_sample(bus.n_classes))
             phase = phases(batch.x, *counts)
+            shows = partial(show, bus.k, batch.x, batch.y, logits, key)
             if self.alone:
-                bus.forward(pairs, update=True, top=top, phase=phase)
+                bus.forward(shows(), update=True, top=top, phase=phase)
             else:
-                bus.forward(pairs)
+                bus.forward(shows())
                 bus.update(top=top, phase=phase, goodness=bus.gather(self.surplus))
         else:
             bus.update(top=top)
@@ -325,7 +327,8 @@ class ForwardForward(Rule):
             blocks = (1 + again, -1)
             losses, du = self.objective(v.k, u.reshape(blocks), s.phase.reshape(blocks))
         v.report("loss", v.mean(losses))
-        da = v.act_vjp(t, self.gauge.vjp(v.k, du.ravel(), t.y))
+        dy = self.gauge.vjp(v.k, du.ravel(), t.y)
+        da = v.act_vjp(t, dy, into=dy)
         if not self.peer:
             return Update(v.param_vjp(t, da))
         n, rows = -(-len(t.y) // (1 + again)), t.y.reshape(len(t.y), -1)  # n positives, first
@@ -337,7 +340,8 @@ class ForwardForward(Rule):
             share, activity = 1 / (1 + again), v.mean(rows[:n])
         mean = 0.9 * v.aux["mean_activity"] + 0.1 * activity
         pull = self.peer / share * (mean - mean.mean())
-        da = np.concatenate([da[:n] + pull.reshape(t.y.shape[1:]), da[n:]])
+        positive = da[:n]
+        positive += pull.reshape(t.y.shape[1:])
         return Update(v.param_vjp(t, da), aux_assign={"mean_activity": mean})
 
     @property

@@ -209,8 +209,7 @@ class PFA(Rule):
     # -- a step ----------------------------------------------------------------------------------
     def step(self, bus: Any, batch: Batch) -> dict[str, Any]:
         out = bus.readout(bus.forward(batch.x))
-        bus.feedback(out.error)
-        bus.update()
+        bus.feedback(out.error, update=True)
         return {"loss": bus.mean(out.loss)}
 
     def feedback(self, v: LayerView, dy: Any) -> Any:

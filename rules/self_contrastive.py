@@ -67,6 +67,7 @@ class SelfContrastive(Rule):
     order: str = "simultaneous"
 
     choices: ClassVar = {"norm": ("rms", "unit", "given"), "order": ("simultaneous", "greedy")}
+    keeps: ClassVar = frozenset({"x", "a"})
     short: ClassVar = ("scff",)
     citation: ClassVar = "Chen, Liu, Laydevant & Grollier (2025), arXiv:2409.11593"
     optimizer: ClassVar = {"name": "adam", "lr": 3e-3, "schedule": "cosine"}

@@ -23,12 +23,25 @@ SERIAL = 1 << 16  # elements below which a parallel region costs more than it gi
 
 
 # ---- dense ----------------------------------------------------------------------------------
+@kernel(inline=True)
+def _act(a, y, kind):
+    zero, one = a.dtype.type(0), a.dtype.type(1)
+    if kind == RELU:
+        for j in range(a.size):
+            # Not max(): written so, NaN passes through as it does in np.maximum.
+            y[j] = zero if a[j] <= zero else a[j]  # noqa: FURB136
+    elif kind == HARDSIGMOID:
+        for j in range(a.size):
+            h = zero if a[j] <= zero else a[j]  # noqa: FURB136
+            y[j] = one if h >= one else h  # noqa: FURB136
+
+
 @kernel()
 def _dense_piece(x, W, b, noise, a, y, kind, i0, i1, j0, j1):
     zero, one = a.dtype.type(0), a.dtype.type(1)
     piece(False, False, x, W, a, one, zero, i0, i1, j0, j1)
     for i in range(i0, i1):
-        row, out = a[i, j0:j1], y[i, j0:j1]
+        row = a[i, j0:j1]
         if b.size > 0:
             bias = b[j0:j1]
             for j in range(row.size):
@@ -37,19 +50,18 @@ def _dense_piece(x, W, b, noise, a, y, kind, i0, i1, j0, j1):
             extra = noise[i, j0:j1]
             for j in range(row.size):
                 row[j] += extra[j]
-        if kind == RELU:
-            for j in range(row.size):
-                # Not max(): written so, NaN passes through as it does in np.maximum.
-                out[j] = zero if row[j] <= zero else row[j]  # noqa: FURB136
-        elif kind == HARDSIGMOID:
-            for j in range(row.size):
-                h = zero if row[j] <= zero else row[j]  # noqa: FURB136
-                out[j] = one if h >= one else h  # noqa: FURB136
+        if y.size == 0:
+            _act(row, row, kind)
+        else:
+            _act(row, y[i, j0:j1], kind)
 
 
 @kernel(parallel=True)
 def dense(x, W, b, noise, a, y, kind):
-    """a = x W + b + noise and y = act(a); an empty b or noise adds nothing; y may be a."""
+    """a = x W + b + noise and y = act(a), in place of a where y is empty.
+
+    An empty b or noise adds nothing.
+    """
     m, n = a.shape
     di, dj = steps(m, n, x.shape[1])
     if di == m and dj == n:
@@ -62,14 +74,33 @@ def dense(x, W, b, noise, a, y, kind):
 
 
 @kernel()
-def _act_vjp_span(dy, a, y, da, kind):
+def _act_span(a, y, kind):
+    if a.ctypes.data == y.ctypes.data:
+        _act(y, y, kind)
+    else:
+        _act(a, y, kind)
+
+
+@kernel(parallel=True)
+def act(a, y, kind):
+    """y = act(a), flat; y may be a."""
+    if y.size < SERIAL:
+        _act_span(a, y, kind)
+    else:
+        for t in prange((y.size + SPAN - 1) // SPAN):
+            s = slice(t * SPAN, min(y.size, (t + 1) * SPAN))
+            _act_span(a[s], y[s], kind)
+
+
+@kernel(inline=True)
+def _act_vjp(dy, y, da, kind):
     zero, one = da.dtype.type(0), da.dtype.type(1)
     if kind == RELU:
         for i in range(da.size):
-            da[i] = dy[i] if a[i] > zero else zero
+            da[i] = dy[i] if y[i] > zero else zero
     elif kind == HARDSIGMOID:
         for i in range(da.size):
-            da[i] = dy[i] if (a[i] > zero) & (a[i] < one) else zero
+            da[i] = dy[i] if (y[i] > zero) & (y[i] < one) else zero
     elif kind == TANH:
         for i in range(da.size):
             da[i] = dy[i] * (one - y[i] * y[i])
@@ -78,15 +109,23 @@ def _act_vjp_span(dy, a, y, da, kind):
             da[i] = dy[i] * (y[i] * (one - y[i]))
 
 
+@kernel()
+def _act_vjp_span(dy, y, da, kind):
+    if dy.ctypes.data == da.ctypes.data:
+        _act_vjp(da, y, da, kind)
+    else:
+        _act_vjp(dy, y, da, kind)
+
+
 @kernel(parallel=True)
-def act_vjp(dy, a, y, da, kind):
-    """da = dy act'(a), flat."""
+def act_vjp(dy, y, da, kind):
+    """da = dy act'(a), flat; da may be dy."""
     if da.size < SERIAL:
-        _act_vjp_span(dy, a, y, da, kind)
+        _act_vjp_span(dy, y, da, kind)
     else:
         for t in prange((da.size + SPAN - 1) // SPAN):
             s = slice(t * SPAN, min(da.size, (t + 1) * SPAN))
-            _act_vjp_span(dy[s], a[s], y[s], da[s], kind)
+            _act_vjp_span(dy[s], y[s], da[s], kind)
 
 
 @kernel()

@@ -127,21 +127,30 @@ class CpuKernels(Kernels):
         return _product(False, True, a, b, (a.shape[0], b.shape[0]))
 
     def dense(
-        self, x: Array, W: Array, b: Array | None, act: str, noise: Array | None = None
-    ) -> tuple[Array, Array]:
+        self,
+        x: Array,
+        W: Array,
+        b: Array | None,
+        act: str,
+        noise: Array | None = None,
+        keep: bool = True,
+    ) -> tuple[Array | None, Array]:
         shape = (len(x), W.shape[-1])
         # A compiled loop reads what it is told to: shapes that do not fit go to NumPy, which
         # broadcasts them or raises.
         fits = (b is None or b.shape == shape[1:]) and (noise is None or noise.shape == shape)
         if not fits or not _fast(x, W) or x.shape[1] != W.shape[0]:
-            return super().dense(x, W, b, act, noise)
+            return super().dense(x, W, b, act, noise, keep)
         a = np.empty(shape, x.dtype)
         fused = _FUSED.get(act, compiled.IDENTITY)
-        y = a if fused == compiled.IDENTITY else np.empty_like(a)
+        both = keep and fused != compiled.IDENTITY
+        y = np.empty(shape if both else (0, 0), x.dtype)
         bias = np.empty(0, a.dtype) if b is None else _plain(b, a.dtype)
         extra = np.empty((0, 0), a.dtype) if noise is None else _plain(noise, a.dtype)
         compiled.dense(_plain(x), _plain(W), bias, extra, a, y, fused)
-        return a, y if act in _FUSED else self.act(a, act)
+        if not both:
+            y = a if act in _FUSED else self.act(a, act, None if keep else a)
+        return a if keep else None, y
 
     def formed(self, g: Array | Product) -> Array:
         if not isinstance(g, Product) or not _fast(g.x, g.da):
@@ -238,11 +247,14 @@ class CpuKernels(Kernels):
         return dx
 
     # ---- rows -------------------------------------------------------------------------------
-    def act_vjp(self, dy: Array, a: Array, y: Array, kind: str) -> Array:
-        if kind == "identity" or kind not in _GATED or not _alike(dy, a, y):
-            return super().act_vjp(dy, a, y, kind)
-        da = np.empty(a.shape, a.dtype)
-        compiled.act_vjp(_flat(dy), _flat(a), _flat(y), da.reshape(-1), _GATED[kind])
+    def act_vjp(
+        self, dy: Array, a: Any, y: Array, kind: str, into: Array | None = None, /
+    ) -> Array:
+        da = np.empty(y.shape, y.dtype) if into is None else into
+        fits = kind in _GATED and _alike(dy, y, da) and da.flags.c_contiguous
+        if kind == "identity" or not fits:
+            return super().act_vjp(dy, a, y, kind, into)
+        compiled.act_vjp(_flat(dy), _flat(y), da.reshape(-1), _GATED[kind])
         return da
 
     def normalize(self, x: Array, kind: str) -> Array:

@@ -151,7 +151,7 @@ def _formed(t: Any, outs: list[Any], g: Any) -> bool | None:
 
 @_into(KERNELS, "dense")
 def _dense(
-    t: Any, outs: list[Any], x: Any, W: Any, b: Any, act: str, noise: Any = None
+    t: Any, outs: list[Any], x: Any, W: Any, b: Any, act: str, noise: Any = None, keep: bool = True
 ) -> bool | None:
     shape = (x.shape[0], W.shape[-1])
     fits = (b is None or single(b) and b.shape == shape[1:]) and (
@@ -159,15 +159,16 @@ def _dense(
     )
     if not fits or not single(x, W) or not _fast(x, W) or x.shape[1] != W.shape[0]:
         return False
-    a, y = outs
+    y = outs[-1]
     x, W = plain(t, x), plain(t, W)
     bias = NOTHING if b is None else vec(plain(t, b))
     extra = (0, 0, 0) if noise is None else mat(plain(t, noise))
     fused = _FUSED.get(act, compiled.IDENTITY)
-    to = a if fused == compiled.IDENTITY else y
-    t.call(native.dense, *mat(x), *mat(W), *bias, *extra, *mat(a), *mat(to), fused)
+    a = outs[0] if keep else y
+    to = mat(y) if keep and fused != compiled.IDENTITY else (0, 0, 0)
+    t.call(native.dense, *mat(x), *mat(W), *bias, *extra, *mat(a), *to, fused)
     if act not in _FUSED:
-        t.then(t.kernels.act, (a, act), y)
+        t.then(t.kernels.act, (a, act, y), y)
     return None
 
 
@@ -182,13 +183,26 @@ def _colmean(t: Any, outs: list[Any], da: Any, n: Any) -> bool | None:
 # ---- rows -------------------------------------------------------------------------------------------
 
 
-@_into(KERNELS, "act_vjp")
-def _act_vjp(t: Any, outs: list[Any], dy: Any, a: Any, y: Any, kind: str) -> bool | None:
-    fits = kind in _GATED and kind != "identity" and single(dy, a, y)
-    if not fits or not _alike(dy, a, y):
+@_into(KERNELS, "act")
+def _act(t: Any, outs: list[Any], a: Any, kind: str, into: Any = None) -> bool | None:
+    y = outs[0] if into is None else into
+    if kind not in _FUSED or kind == "identity" or not single(a, y) or not _alike(a, y):
         return False
-    rows = (*vec(plain(t, dy)), *vec(plain(t, a)), *vec(plain(t, y)))
-    t.call(native.act_vjp, *rows, *vec(outs[0]), _GATED[kind])
+    if not contiguous(y):
+        return False
+    t.call(native.act, *vec(plain(t, a)), *vec(y), _FUSED[kind])
+    return None
+
+
+@_into(KERNELS, "act_vjp")
+def _act_vjp(
+    t: Any, outs: list[Any], dy: Any, a: Any, y: Any, kind: str, into: Any = None
+) -> bool | None:
+    da = outs[0] if into is None else into
+    fits = kind in _GATED and kind != "identity" and single(dy, y, da)
+    if not fits or not _alike(dy, y, da) or not contiguous(da):
+        return False
+    t.call(native.act_vjp, *vec(plain(t, dy)), *vec(plain(t, y)), *vec(da), _GATED[kind])
     return None
 
 

@@ -131,8 +131,13 @@ def dense(p):
 
 
 @Native
+def act(p):
+    compiled.act(_vec(p, 0), _vec(p, 2), p[4])
+
+
+@Native
 def act_vjp(p):
-    compiled.act_vjp(_vec(p, 0), _vec(p, 2), _vec(p, 4), _vec(p, 6), p[8])
+    compiled.act_vjp(_vec(p, 0), _vec(p, 2), _vec(p, 4), p[6])
 
 
 @Native

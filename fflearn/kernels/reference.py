@@ -19,6 +19,7 @@ from fflearn.kernels.threads import ONE_BLAS_THREAD
 Array = NDArray
 
 ACTIVATIONS = ("relu", "tanh", "sigmoid", "hardsigmoid", "gelu", "identity")
+BY_INPUT = ("gelu",)  # whose slope y = act(a) does not tell
 GOODNESS = ("ssq", "msq", "l2", "lin", "neg_ssq")
 NORMS = ("rms", "unit")
 EPS = 1e-8  # of `normalize`: below float32 resolution for any row that carries a signal
@@ -46,7 +47,12 @@ class Kernels:
     name = "reference"
     on_host = True  # its arrays are NumPy's
     # Kernels that write to arguments, and to which; the others write to nothing they are given.
-    writes: ClassVar[Mapping[str, tuple[int, ...]]] = {"sgd": (0, 2), "adam": (0, 2, 3)}
+    writes: ClassVar[Mapping[str, tuple[int, ...]]] = {
+        "sgd": (0, 2),
+        "adam": (0, 2, 3),
+        "act": (2,),
+        "act_vjp": (4,),
+    }
 
     @property
     def lowerings(self) -> Any:
@@ -119,15 +125,24 @@ class Kernels:
         return a @ b.swapaxes(-1, -2)
 
     def dense(
-        self, x: Array, W: Array, b: Array | None, act: str, noise: Array | None = None
-    ) -> tuple[Array, Array]:
-        """a = x W + b + noise and y = act(a), both (R, n_out); y is a for the identity."""
+        self,
+        x: Array,
+        W: Array,
+        b: Array | None,
+        act: str,
+        noise: Array | None = None,
+        keep: bool = True,
+    ) -> tuple[Array | None, Array]:
+        """a = x W + b + noise and y = act(a), both (R, n_out); y is a for the identity.
+
+        Without ``keep``, None for a.
+        """
         a = self.matmul(x, W)
         if b is not None:
             a += b
         if noise is not None:
             a += noise
-        return a, self.act(a, act)
+        return (a, self.act(a, act)) if keep else (None, self.act(a, act, a))
 
     def formed(self, g: Array | Product) -> Array:
         """The gradient as an array: x^T da / n of a `Product`; an array passes through."""
@@ -181,41 +196,54 @@ class Kernels:
         return patches.avg_pool_input(da, in_shape, size, stride)
 
     # ---- activations ------------------------------------------------------------------------
-    def act(self, a: Array, kind: str) -> Array:
-        """y = act(a), elementwise; gelu is the exact a Phi(a).  Complex a: tanh, sigmoid."""
+    def act(self, a: Array, kind: str, into: Array | None = None, /) -> Array:
+        """y = act(a), elementwise; gelu is the exact a Phi(a).  Complex a: tanh, sigmoid.
+
+        Written ``into`` an array, if one is given, which may be a; a itself for the identity.
+        """
         if kind == "identity":
             return a
         if kind == "relu":
-            return np.maximum(a, 0)
+            return np.maximum(a, 0, out=into)
         if kind == "tanh":
-            return 2 * _sigmoid(2 * a) - 1 if np.iscomplexobj(a) else np.tanh(a)
+            if np.iscomplexobj(a):
+                return np.subtract(2 * _sigmoid(2 * a), 1, out=into)
+            return np.tanh(a, out=into)
         if kind == "sigmoid":
-            return _sigmoid(a)
+            return np.positive(_sigmoid(a), out=into)
         if kind == "hardsigmoid":
-            return np.clip(a, 0, 1)
+            return np.clip(a, 0, 1, out=into)
         if kind == "gelu":
-            return a * self._normal_cdf(a)
+            return np.multiply(a, self._normal_cdf(a), out=into)
         raise ValueError(f"act needs one of {', '.join(ACTIVATIONS)}; got {kind!r}.")
 
-    def act_grad(self, a: Array, y: Array, kind: str) -> Array:
-        """act'(a), elementwise; 0 at the kinks of relu and hardsigmoid."""
+    def act_grad(self, a: Any, y: Array, kind: str) -> Array:
+        """act'(a), elementwise; 0 at the kinks of relu and hardsigmoid.
+
+        Only the kinds `BY_INPUT` read a.
+        """
         if kind == "identity":
-            return np.ones_like(a)
+            return np.ones_like(y)
         if kind == "relu":
-            return (a > 0).astype(a.dtype)
+            return (y > 0).astype(y.dtype)
         if kind == "tanh":
             return 1 - y * y
         if kind == "sigmoid":
             return y * (1 - y)
         if kind == "hardsigmoid":
-            return ((a > 0) & (a < 1)).astype(a.dtype)
+            return ((y > 0) & (y < 1)).astype(y.dtype)
         if kind == "gelu":
             return self._normal_cdf(a) + a * np.exp(-0.5 * a * a) * _real(1 / np.sqrt(2 * np.pi), a)
         raise ValueError(f"act_grad needs one of {', '.join(ACTIVATIONS)}; got {kind!r}.")
 
-    def act_vjp(self, dy: Array, a: Array, y: Array, kind: str) -> Array:
-        """da = dy act'(a); dy itself for the identity."""
-        return dy if kind == "identity" else dy * self.act_grad(a, y, kind)
+    def act_vjp(
+        self, dy: Array, a: Any, y: Array, kind: str, into: Array | None = None, /
+    ) -> Array:
+        """da = dy act'(a), written ``into`` an array, if one is given; dy itself for the identity.
+
+        ``into`` may be dy.
+        """
+        return dy if kind == "identity" else np.multiply(dy, self.act_grad(a, y, kind), out=into)
 
     def erfc(self, a: Array) -> Array:
         """The complementary error function, elementwise."""

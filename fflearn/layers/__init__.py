@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fflearn.base import Point
+from fflearn.base import NO_A, Point, Trace
 from fflearn.errors import SpecError
+from fflearn.kernels.reference import BY_INPUT
 from fflearn.topology import plus
 
 
@@ -75,13 +76,30 @@ class Layer:
         """A trace that went on through the head, and the floats of activity that took."""
         return t, 0
 
+    @property
+    def _act(self) -> str:
+        """The pointwise function that ends the layer."""
+        return getattr(self, "activation", "identity")
+
     def act(self, k: Any, a: Any) -> Any:
         """(B, *out) -> (B, *out)."""
-        raise NotImplementedError
+        return k.act(a, self._act)
 
-    def act_vjp(self, k: Any, t: Any, dy: Any) -> Any:
-        """d loss/d y -> d loss/d a, both (B, *out)."""
-        raise NotImplementedError
+    def act_vjp(self, k: Any, t: Any, dy: Any, into: Any = None) -> Any:
+        """d loss/d y -> d loss/d a, both (B, *out); ``into`` is an array that may be written to."""
+        return dy if self._act == "identity" else k.act_vjp(dy, t.a, t.y, self._act, into)
+
+    def _needs_a(self, env: Any) -> bool:
+        """Whether the pre-activation outlasts the forward."""
+        return "a" in env.keeps or self._act in BY_INPUT
+
+    def _fired(
+        self, k: Any, p: Any, x: Any, a: Any, env: Any, inner: Any = None, own: bool = False
+    ) -> Trace:
+        """The trace of a forward, from the pre-activation on, which is the forward's ``own``."""
+        keep = self._needs_a(env)
+        into = a if own and not keep and self._act != "identity" else None
+        return Trace(x, a if keep else NO_A, k.act(a, self._act, into), p, inner)
 
     def param_vjp(self, k: Any, t: Any, da: Any) -> dict[str, Any]:
         """Batch-mean gradients by name; a weight's may be a `Product` not formed yet."""
@@ -117,7 +135,7 @@ class Layer:
 
     def points_vjp(self, k: Any, t: Any, da: Mapping[str, Any]) -> dict[str, Any]:
         """Batch-mean gradients by name from d loss/d (pre-activation) of each point."""
-        live = self.act_vjp(k, t, np.ones_like(t.a)) != 0
+        live = self.act_vjp(k, t, np.ones_like(t.y)) != 0
         return self.param_vjp(k, t, da["a"] * live)
 
     def running(self, k: Any, t: Any) -> dict[str, Any]:

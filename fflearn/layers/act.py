@@ -56,13 +56,7 @@ class Act(Layer):
 
     def forward(self, k: Any, p: Mapping[str, Any], x: Any, env: Env, noise: Any = None) -> Trace:
         a = x if noise is None else x + noise
-        return Trace(x, a, k.act(a, self.activation), p)
-
-    def act(self, k: Any, a: Any) -> Any:
-        return k.act(a, self.activation)
-
-    def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
-        return k.act_vjp(dy, t.a, t.y, self.activation)
+        return self._fired(k, p, x, a, env)
 
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
         return {}

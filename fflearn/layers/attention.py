@@ -111,12 +111,6 @@ class Attention(Layer):
             a = a + noise
         return Trace(x, a, a, p, Seen(q, key, v, P, c))
 
-    def act(self, k: Any, a: Any) -> Any:
-        return a
-
-    def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
-        return dy
-
     def _down(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
         """d loss / d a -> d loss / d (x Wq), d (x Wk), d (x Wv), each (B T, D)."""
         s = t.inner

@@ -79,12 +79,6 @@ class AvgPool(Layer):
         a = a if noise is None else a + noise
         return Trace(x, a, a, p)
 
-    def act(self, k: Any, a: Any) -> Any:
-        return a
-
-    def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
-        return dy
-
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
         return {}
 

@@ -142,7 +142,7 @@ class Block(Layer):
 
     def forward(self, k: Any, p: Mapping[str, Any], x: Any, env: Env, noise: Any = None) -> Trace:
         inner: dict[int, Trace] = {}
-        value = {-1: x}
+        env, value = _within(env), {-1: x}
         last = len(self.nodes) - 1
         for i, (leaf, sources) in enumerate(self.nodes):
             if leaf is None:
@@ -162,7 +162,8 @@ class Block(Layer):
     def headed(self, k: Any, t: Trace, env: Env) -> tuple[Trace, int]:
         if self.ahead is None:
             return t, 0
-        h = self.ahead.forward(k, _own(t.params, HEAD), t.y, env.inside(len(self.leaves)))
+        place = _within(env).inside(len(self.leaves))
+        h = self.ahead.forward(k, _own(t.params, HEAD), t.y, place)
         return Trace(t.x, h.a, h.y, t.params, Headed(t, h)), sum(i.y.size for i in h.inner.values())
 
     def _top(self) -> Layer | None:
@@ -173,11 +174,11 @@ class Block(Layer):
         top = self._top()
         return a if top is None else top.act(k, a)
 
-    def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
+    def act_vjp(self, k: Any, t: Trace, dy: Any, into: Any = None) -> Any:
         if isinstance(t.inner, Headed):
-            return self.ahead.act_vjp(k, t.inner.head, dy)
+            return self.ahead.act_vjp(k, t.inner.head, dy, into)
         top = self._top()
-        return dy if top is None else top.act_vjp(k, t.inner[len(self.nodes) - 1], dy)
+        return dy if top is None else top.act_vjp(k, t.inner[len(self.nodes) - 1], dy, into)
 
     def _sweep(self, k: Any, t: Trace, da: Any, message: bool = True) -> tuple[dict[str, Any], Any]:
         """Reverse sweep inside the block -> (parameter gradients, d loss/d x if asked for)."""
@@ -270,7 +271,7 @@ class Block(Layer):
     def _live(self, k: Any, t: Trace, leaf: int, start: int) -> Any:
         """Which units of a leaf pass anything on, as far as what reads them is pointwise."""
         ti = t.inner[start]
-        moved = {start: self.leaves[leaf].act_vjp(k, ti, np.ones_like(ti.a))}
+        moved = {start: self.leaves[leaf].act_vjp(k, ti, np.ones_like(ti.y))}
         for i, (reader, sources) in enumerate(self.nodes):
             found = [moved[s] for s in sources if s in moved]
             if not found:
@@ -293,6 +294,11 @@ class Block(Layer):
             leaf = self.nodes[i].leaf
             moved |= _under(leaf, self.leaves[leaf].running(k, ti))
         return moved
+
+
+def _within(env: Env) -> Env:
+    """For the layers inside, which send messages to each other."""
+    return env._replace(keeps=env.keeps | {"x"})
 
 
 def _own(p: Mapping[str, Any], place: int | str | None) -> dict[str, Any]:

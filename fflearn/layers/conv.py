@@ -164,13 +164,7 @@ class Conv(Layer):
         a = k.conv(n, p["W"], p.get("b"), self.stride, self._padding)
         if noise is not None:
             a = a + noise
-        return Trace(x, a, k.act(a, self.activation), p, n)
-
-    def act(self, k: Any, a: Any) -> Any:
-        return k.act(a, self.activation)
-
-    def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
-        return k.act_vjp(dy, t.a, t.y, self.activation)
+        return self._fired(k, p, x, a, env, n, own=True)
 
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
         shape = (self.kernel, self.kernel, t.x.shape[3] // self.groups, self.units)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fflearn.base import Env, Shown, Trace
+from fflearn.base import NO_A, NO_X, Env, Shown, Trace
 from fflearn.errors import ShapeError, SpecError
 from fflearn.kernels.reference import ACTIVATIONS, EPS, Product
 from fflearn.layers import Layer
@@ -19,6 +19,7 @@ CHOICES = {
     "norm": ("none", "rms", "unit"),
     "draw": ("kaiming", "xavier", "lecun", "uniform", "zeros"),
 }
+UNITS = 128  # whose errors are summed at a time over the rows that share a sample
 UNIFORM = ("xavier", "uniform")  # draws that are uniform; the others are normal
 
 
@@ -122,16 +123,16 @@ class Dense(Layer):
 
     def forward(self, k: Any, p: Mapping[str, Any], x: Any, env: Env, noise: Any = None) -> Trace:
         if isinstance(x, Shown):
-            return self._of_shown(k, p, x, noise)
-        n = self._rows(x)
+            return self._of_shown(k, p, x, env, noise)
+        n, out, keep = self._rows(x), (*x.shape[: 1 + self.places], self.units), self._needs_a(env)
         if self.norm != "none":
             n = k.normalize(n, self.norm)
-        out = (*x.shape[: 1 + self.places], self.units)
+            x = x if "x" in env.keeps else NO_X
         extra = None if noise is None else noise.reshape(-1, self.units)
-        a, y = k.dense(n, p["W"], p.get("b"), self.activation, extra)
-        return Trace(x, a.reshape(out), y.reshape(out), p, n)
+        a, y = k.dense(n, p["W"], p.get("b"), self.activation, extra, keep)
+        return Trace(x, a.reshape(out) if keep else NO_A, y.reshape(out), p, n)
 
-    def _of_shown(self, k: Any, p: Mapping[str, Any], x: Shown, noise: Any) -> Trace:
+    def _of_shown(self, k: Any, p: Mapping[str, Any], x: Shown, env: Env, noise: Any) -> Trace:
         """As `forward`: the product with what rows share is taken once; ``inner`` scales rows.
 
         (x + E v) W = x W + v W[first:], with E the columns of the values, and the same of the
@@ -139,7 +140,8 @@ class Dense(Layer):
         """
         rows, last, scale = self._rows(x.x), x.first + x.values.shape[1], None
         both = k.matmul(rows, p["W"])
-        a = k.matmul(x.values, p["W"][x.first : last]).reshape(-1, *both.shape) + both
+        a = k.matmul(x.values, p["W"][x.first : last]).reshape(-1, *both.shape)
+        a += both
         if self.norm != "none":
             squares = k.goodness(x.values, "ssq").reshape(-1, len(rows)) + k.goodness(rows, "ssq")
             share = 1 / rows.shape[1] if self.norm == "rms" else 1.0
@@ -149,33 +151,31 @@ class Dense(Layer):
         for extra in (p.get("b"), noise):
             if extra is not None:
                 a += extra
-        return Trace(x, a, k.act(a, self.activation), p, scale)
-
-    def act(self, k: Any, a: Any) -> Any:
-        return k.act(a, self.activation)
-
-    def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
-        return k.act_vjp(dy, t.a, t.y, self.activation)
+        return self._fired(k, p, x, a, env, scale, own=True)
 
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
         if isinstance(t.x, Shown):
-            g = {"W": self._shared_product(k, t, da)}
+            g = {"W": self._of_rows(k, t, da)}
             return {**g, "b": k.colmean(da, len(da))} if self.bias else g
         rows, n = da.reshape(len(t.inner), -1), len(da)  # a rule's da may have more columns
         g = {"W": Product(t.inner, rows, n)}
         return {**g, "b": k.colmean(rows, n)} if self.bias else g
 
-    def _shared_product(self, k: Any, t: Trace, da: Any) -> Product:
-        """x^T (sum of da over a sample's rows) + E (v^T da), as one product of B + c rows."""
-        x, values, first = t.x
+    def _of_rows(self, k: Any, t: Trace, da: Any) -> Any:
+        """x^T (sum of da over a sample's rows) + E (v^T da), where x is 0 in E's columns."""
+        (x, values, first), scale, n = t.x, t.inner, len(da)
+        if scale is not None:
+            values = values * scale.reshape(-1, 1)
         blocks = da.reshape(-1, len(x), da.shape[1])
-        if t.inner is not None:
-            blocks = blocks * t.inner[:, :, None]
-        own = k.matmul_tn(values, blocks.reshape(da.shape))
-        rows = self._rows(x)
-        at = k.constant(np.eye(len(own), rows.shape[1], first, dtype=rows.dtype))
-        both = np.concatenate([rows, at]), np.concatenate([blocks.sum(axis=0), own])
-        return Product(*both, len(da))
+        total = np.zeros_like(da, shape=blocks.shape[1:])
+        for i in range(0, da.shape[1], UNITS):
+            some = total[:, i : i + UNITS]
+            for r, block in enumerate(blocks[:, :, i : i + UNITS]):
+                some += block if scale is None else block * scale[r][:, None]
+        g = k.formed(Product(self._rows(x), total, n))
+        shown = g[first : first + values.shape[1]]
+        shown += k.formed(Product(values, da, n))
+        return g
 
     def input_vjp(self, k: Any, t: Trace, da: Any) -> Any:
         dx = k.matmul_nt(da.reshape(len(t.inner), -1), t.params["W"])

@@ -83,12 +83,6 @@ class Dropout(Layer):
         a = a if noise is None else a + noise
         return Trace(x, a, a, p, mask)
 
-    def act(self, k: Any, a: Any) -> Any:
-        return a
-
-    def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
-        return dy
-
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
         return {}
 

@@ -91,12 +91,6 @@ class Embed(Layer):
             a = a + noise
         return Trace(x, a, a, p, ids)
 
-    def act(self, k: Any, a: Any) -> Any:
-        return a
-
-    def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
-        return dy
-
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
         total = k.sum_by_id(t.inner.reshape(-1), da.reshape(-1, self.units), self.vocab)
         return {"E": total / len(da)}

@@ -89,13 +89,7 @@ class GraphConv(Layer):
             a = a + p["b"]
         if noise is not None:
             a = a + noise
-        return Trace(x, a, self.act(k, a), p, (n, mix))
-
-    def act(self, k: Any, a: Any) -> Any:
-        return k.act(a, self.activation)
-
-    def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
-        return k.act_vjp(dy, t.a, t.y, self.activation)
+        return self._fired(k, p, x, a, env, (n, mix))
 
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
         n, mix = t.inner
@@ -109,7 +103,7 @@ class GraphConv(Layer):
 
     def jvp(self, k: Any, t: Trace, dx: Any, dp: Mapping[str, Any]) -> Any:
         n, mix = t.inner
-        mixed = np.zeros_like(t.a)
+        mixed = np.zeros_like(t.y)
         if "W" in dp:
             mixed = mixed + k.matmul(n, dp["W"])
         if dx is not None:

@@ -107,13 +107,7 @@ class LayerNorm(Layer):
             a = a + p["b"]
         if noise is not None:
             a = a + noise
-        return Trace(x, a, k.act(a, self.activation), p, (n, *moments))
-
-    def act(self, k: Any, a: Any) -> Any:
-        return k.act(a, self.activation)
-
-    def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
-        return k.act_vjp(dy, t.a, t.y, self.activation)
+        return self._fired(k, p, x, a, env, (n, *moments))
 
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
         if not self.affine:

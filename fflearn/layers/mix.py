@@ -100,13 +100,7 @@ class Mix(Layer):
         a = self._shaped(mixed, x.shape)
         if noise is not None:
             a = a + noise
-        return Trace(x, a, k.act(a, self.activation), p, rows)
-
-    def act(self, k: Any, a: Any) -> Any:
-        return k.act(a, self.activation)
-
-    def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
-        return k.act_vjp(dy, t.a, t.y, self.activation)
+        return self._fired(k, p, x, a, env, rows)
 
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
         rows, n = self._rows(da), len(da)

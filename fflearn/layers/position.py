@@ -81,12 +81,6 @@ class Position(Layer):
             a += noise
         return Trace(x, a, a, p)
 
-    def act(self, k: Any, a: Any) -> Any:
-        return a
-
-    def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
-        return dy
-
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
         return {"P": da.mean(axis=0)} if "P" in t.params else {}
 

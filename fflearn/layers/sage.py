@@ -102,13 +102,7 @@ class Sage(Layer):
             a = a + p["b"]
         if noise is not None:
             a = a + noise
-        return Trace(x, a, self.act(k, a), p, (n, mix))
-
-    def act(self, k: Any, a: Any) -> Any:
-        return k.act(a, self.activation)
-
-    def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
-        return k.act_vjp(dy, t.a, t.y, self.activation)
+        return self._fired(k, p, x, a, env, (n, mix))
 
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:
         n, mix = t.inner
@@ -126,7 +120,7 @@ class Sage(Layer):
 
     def jvp(self, k: Any, t: Trace, dx: Any, dp: Mapping[str, Any]) -> Any:
         n, mix = t.inner
-        own, around = np.zeros_like(t.a), np.zeros_like(t.a)
+        own, around = np.zeros_like(t.y), np.zeros_like(t.y)
         if "W_self" in dp:
             own = own + k.matmul(n, dp["W_self"])
         if "W_neigh" in dp:

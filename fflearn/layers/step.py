@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fflearn.base import Env, Trace
+from fflearn.base import NO_A, Env, Trace
 from fflearn.layers import Layer
 
 
@@ -47,12 +47,12 @@ class Step(Layer):
 
     def forward(self, k: Any, p: Mapping[str, Any], x: Any, env: Env, noise: Any = None) -> Trace:
         a = x if noise is None else x + noise
-        return Trace(x, a, self.act(k, a), p)
+        return Trace(x, a if "a" in env.keeps else NO_A, self.act(k, a), p)
 
     def act(self, k: Any, a: Any) -> Any:
         return (a > 0).astype(a.dtype)
 
-    def act_vjp(self, k: Any, t: Trace, dy: Any) -> Any:
+    def act_vjp(self, k: Any, t: Trace, dy: Any, into: Any = None) -> Any:
         return np.zeros_like(dy)
 
     def param_vjp(self, k: Any, t: Trace, da: Any) -> dict[str, Any]:

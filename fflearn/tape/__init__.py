@@ -12,6 +12,7 @@ from typing import Any
 
 from fflearn.base import Batch
 from fflearn.errors import FFLearnError, RecordError
+from fflearn.heap import release
 from fflearn.state import State
 from fflearn.tape.program import Program
 from fflearn.tape.record import Recording, checked, inputs, record
@@ -52,6 +53,7 @@ class Tapes:
         key = shapes(given), variant, tuple(engine.probes.items())
         program = self._programs.get(key)
         if program is None and key in self._recorded or program and not program.of(state):
+            release()  # what recording took
             program = self._programs[key] = Program(
                 self._recorded[key][0], state, batch, engine.kernels
             )
@@ -75,6 +77,7 @@ class Tapes:
             self.why = str(e)  # if the rule's code is at fault, it says so itself
         finally:
             self._engine._counted = counted  # a step that is not to be is not to be counted
+            release()
         return not self.why
 
     def _record(

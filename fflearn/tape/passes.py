@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,9 +157,9 @@ class Made:
         """Add a call of a native kernel."""
         self._parts.append(Row(kernel, words))
 
-    def then(self, fn: Any, args: tuple[Any, ...], out: Ref) -> None:
-        """Add a call from Python."""
-        self._parts.append(Op(fn, args, {}, [out], [], None))
+    def then(self, fn: Any, args: tuple[Any, ...], written: Ref) -> None:
+        """Add a call from Python, which writes to one of its arguments."""
+        self._parts.append(Op(fn, args, {}, [], [written], None))
 
     def scratch(self, shape: tuple[int, ...]) -> Ref:
         """A float32 array of the tape's own."""
@@ -230,10 +230,13 @@ def touched(part: Any) -> list[Ref]:
     return [*part.reads(), *part.writes, *(out for out in part.outs if out is not None)]
 
 
-def plan(parts: list[Any], info: dict[str, Any]) -> tuple[int, dict[Buffer, int]]:
+def plan(
+    parts: list[Any], info: dict[str, Any], given: Collection[str] = ()
+) -> tuple[int, dict[Buffer, int]]:
     """Bytes for the step's own buffers, and where each begins.
 
-    Two buffers that are never in use together may lie in one place.
+    Two buffers that are never in use together may lie in one place.  Those ``given`` by name are
+    in use from the start.
     """
     first: dict[Buffer, int] = {}
     last: dict[Buffer, int] = {}
@@ -242,36 +245,20 @@ def plan(parts: list[Any], info: dict[str, Any]) -> tuple[int, dict[Buffer, int]
             first.setdefault(ref.buffer, i)
             last[ref.buffer] = i
     for ref in leaves(info, Ref):
+        first.setdefault(ref.buffer, 0)
         last[ref.buffer] = len(parts)
-    begin: dict[int, list[Buffer]] = {}
-    for b, i in first.items():
-        if not b.home and b.nbytes:
-            begin.setdefault(i, []).append(b)
-    free: list[tuple[int, int]] = []  # (start, end), in order, none adjacent
-    ends: dict[int, list[tuple[int, int]]] = {}
-    top, at = 0, dict[Buffer, int]()
-    for i in range(len(parts)):
-        for b in begin.get(i, []):
-            size = -(-b.nbytes // LINE) * LINE
-            fit = next((j for j, (lo, hi) in enumerate(free) if hi - lo >= size), None)
-            if fit is None:
-                start, top = top, top + size
-            else:
-                start, end = free.pop(fit)
-                if start + size < end:
-                    free.insert(fit, (start + size, end))
-            at[b] = start
-            ends.setdefault(last[b], []).append((start, start + size))
-        if i in ends:
-            free = _joined(sorted([*free, *ends[i]]))
-    return top, at
-
-
-def _joined(blocks: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-    for lo, hi in blocks:
-        if found and found[-1][1] == lo:
-            found[-1] = (found[-1][0], hi)
-        else:
-            found.append((lo, hi))
-    return found
+    ours = [b for b in first if b.nbytes and (not b.home or b.home in given)]
+    ours.sort(key=lambda b: -b.nbytes)  # small ones fill what the large ones leave
+    spans = np.array([(0 if b.home else first[b], last[b]) for b in ours]).reshape(-1, 2)
+    at, ends = np.zeros(len(ours), np.int64), np.zeros(len(ours), np.int64)
+    for i, b in enumerate(ours):
+        begin, end = spans[i]
+        beside = np.flatnonzero((spans[:i, 0] <= end) & (spans[:i, 1] >= begin))
+        beside = beside[np.argsort(at[beside], kind="stable")]
+        size = -(-b.nbytes // LINE) * LINE
+        for lo, hi in zip(at[beside], ends[beside], strict=True):
+            if at[i] + size <= lo:
+                break
+            at[i] = max(at[i], hi)
+        ends[i] = at[i] + size
+    return int(ends.max(initial=0)), dict(zip(ours, at.tolist(), strict=True))

@@ -56,10 +56,15 @@ class Program:
         self._objects: dict[Buffer, Any] = {}
         self._native: Any = getattr(kernels.lowerings, "native", None)
         made = Made(recording.ops, recording.info, kernels)
-        self._batch = {n: a.copy() for n, a in inputs(batch).items() if isinstance(a, np.ndarray)}
+        arrays = {n: a for n, a in inputs(batch).items() if isinstance(a, np.ndarray)}
         self._at: dict[Buffer, np.ndarray] = {b: flat(a) for b, a in made.constants.items()}
-        self._homes = state.arrays() | self._batch
-        self._arena = self._allocated(made)
+        self._homes = state.arrays()
+        self._arena = self._allocated(made, set(arrays))
+        self._batch = {
+            b.home: np.ndarray(arrays[b.home].shape, arrays[b.home].dtype, memory)
+            for b, memory in self._at.items()
+            if b.home in arrays
+        }
         read = [ref for part in (*made.before, *made.parts) for ref in touched(part)]
         read += leaves(made.info, Ref)
         objects = {ref.buffer for ref in read if ref.kind == "object"}
@@ -102,8 +107,8 @@ class Program:
         return {n: read() for n, read in self._info.items()}
 
     # -- memory ------------------------------------------------------------------------------------
-    def _allocated(self, made: Made) -> np.ndarray:
-        size, at = plan(made.parts, made.info)
+    def _allocated(self, made: Made, given: set[str]) -> np.ndarray:
+        size, at = plan(made.parts, made.info, given)
         arena = np.zeros(size + LINE, np.uint8)
         base = -address(arena) % LINE
         for b, start in at.items():

@@ -22,6 +22,7 @@ from fflearn.tape.traced import (
     concrete,
     name_of,
     noted,
+    root,
 )
 from fflearn.tape.wire import SETTINGS, Loop, TapeBus
 
@@ -88,6 +89,18 @@ def inputs(batch: Batch) -> dict[str, Any]:
     return found
 
 
+def own(given: dict[str, Any]) -> dict[str, Any]:
+    """The inputs, each array with all of some memory to itself."""
+    found: dict[str, Any] = {}
+    for name, a in given.items():
+        if isinstance(a, np.ndarray):
+            alone = a.flags.c_contiguous and root(a).nbytes == a.nbytes
+            if not alone or any(np.may_share_memory(a, b) for b in found.values()):
+                a = a.copy()
+        found[name] = a
+    return found
+
+
 def record(
     engine: Any, state: State, batch: Batch, variant: Hashable, train: bool = True
 ) -> tuple[Recording, dict[str, Any], Any]:
@@ -101,10 +114,7 @@ def record(
     ledger : Ledger
     """
     rec = Recorder()
-    given = {
-        name: rec.outside(name, a.copy() if isinstance(a, np.ndarray) else a, None)
-        for name, a in inputs(batch).items()
-    }
+    given = {name: rec.outside(name, a, None) for name, a in own(inputs(batch)).items()}
     side = {n: handed_to_all(given[f"side.{n}"]) for n in batch.side}
     traced = Batch(given["batch.x"], given["batch.y"], side, given.get("batch.weight"))
     now = engine.settings_at(state.step)

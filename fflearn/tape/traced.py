@@ -374,7 +374,7 @@ class Recorder:
         """A kernel, noted; of numbers that are no part of the step, its plain result."""
         if not leaves((args, kwargs), Traced):
             return kernel(*args, **kwargs)
-        writes = [args[i] for i in kernel.writes if isinstance(args[i], Traced)]
+        writes = [a for i, a in enumerate(args) if i in kernel.writes and isinstance(a, Traced)]
         return self.call(kernel, *args, writes=writes, **kwargs)
 
     def whole(self, t: Traced) -> Traced:

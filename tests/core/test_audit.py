@@ -47,8 +47,8 @@ def test_the_table_of_backprop():
         "update locking": "yes",
         "autograd": "no",
     }
-    # Updated when all four have sent their messages: three forward and three down in between.
-    assert [layer.delay for layer in found.layers] == [6, 6, 6, 6]
+    # Updated on the way down: each layer above has fired, sent its message and learned before.
+    assert [layer.delay for layer in found.layers] == [9, 6, 3, 0]
     assert [layer.messages_down for layer in found.layers] == [0, 1, 1, 1]
     assert [layer.reads_weights for layer in found.layers] == [True, True, True, False]
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fflearn.base import Update
+from fflearn.base import ALONE, Update
 from fflearn.checks import bench, same_bits
 from fflearn.emergence import activities, ensembles, hoyer, sharing
 from fflearn.probes import PROBES
@@ -88,7 +88,7 @@ def test_activity_is_that_of_the_samples_with_their_own_labels(name):
     found = activities(engine, state, batch.x, batch.y)
     x = batch.x if name == "backprop" else np.c_[batch.x, batch.y]
     for i in range(2):
-        x = engine.net.leaves[i].forward(engine.kernels, state.params[i], x, None).y
+        x = engine.net.leaves[i].forward(engine.kernels, state.params[i], x, ALONE).y
         np.testing.assert_allclose(found[i], x, rtol=1e-12)
     assert same_bits(before, state) is None
 

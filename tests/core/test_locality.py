@@ -298,7 +298,8 @@ class Mine(Rule):
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        ("v.trace.y - v.trace.a", {"ok"}),
+        ("v.trace.y * 2 - 1", {"ok"}),
+        ("v.trace.y - v.trace.a", {"ok", "LocalityError"}),  # which it does not declare
         ("v.trace.y * s.error", {"ok", "LocalityError"}),
     ],
 )

@@ -90,7 +90,7 @@ def test_prediction_takes_little_and_leaves_everything_as_it_was():
     tracemalloc.stop()
     need = memory.predict(engine, batch, rows=20_000)
     assert memory_before and not tracemalloc.is_tracing() and gc.isenabled()
-    assert need.peak > 100e6  # which nobody took
+    assert need.peak > 80e6  # which nobody took
     again = engine.init(0)
     engine.step(again, batch)
     assert all(
@@ -119,7 +119,7 @@ def test_activity_does_not_grow_with_depth_where_layers_learn_as_they_fire(name)
             tracemalloc.stop()
     grown = found[1] - found[0]
     if name == "backprop":
-        assert grown > 5 * found[0]
+        assert grown > 4 * found[0]
     else:
         assert grown < 0.2 * found[0]  # Python objects, of the layers' views
 
@@ -192,13 +192,13 @@ def test_where_parts_are_not_the_whole_that_is_told(name, net, told):
 
 def test_the_cheapest_way_that_fits_is_taken_and_stays_within_the_budget():
     ways = {}
-    for budget in (20e6, 6.5e6, 2.4e6, 1.9e6):
+    for budget in (20e6, 4.5e6, 2.2e6, 1.7e6):
         engine, batch = made(DEEP, (80,), "dfa", 1500, optimizer=optimizer("sgd", lr=1e-4))
         small = memory.fitted(engine, batch, 1500, int(budget))
         ways[budget] = small.at_once, small.rule.recompute
         assert taken(small, batch) < 1.1 * budget
     assert ways[20e6] == (1500, False)
-    at_once, recompute = ways[6.5e6]
+    at_once, recompute = ways[4.5e6]
     assert at_once < 1500 and not recompute  # no product more
     assert engine.at_once == 0 and not engine.rule.recompute  # the engine given stays as it was
 

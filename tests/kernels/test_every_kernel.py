@@ -9,7 +9,7 @@ import inspect
 import numpy as np
 import pytest
 
-from fflearn.kernels.reference import ACTIVATIONS, GOODNESS, NORMS, Kernels, Product
+from fflearn.kernels.reference import ACTIVATIONS, BY_INPUT, GOODNESS, NORMS, Kernels, Product
 
 REFERENCE = Kernels()
 DTYPES = (np.float32, np.float64)
@@ -289,6 +289,41 @@ def test_arguments_are_not_written(k):
             getattr(k, name)(*args)
             for a, b in zip(args, before, strict=True):
                 assert np.array_equal(a, b) or isinstance(a, Product), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_activations_in_place_have_the_same_bits(k, kind, dtype):
+    rng = np.random.default_rng(3)
+    for shape in [*SHAPES, (300, 401)]:  # the last in parallel
+        a, dy = rng.normal(size=(2, *shape)).astype(dtype)
+        y = k.act(a, kind)
+        da = k.act_vjp(dy, a, y, kind)
+        found, other = a.copy(), np.full_like(a, 7)
+        assert k.act(found, kind, found) is found or kind == "identity"
+        assert found.tobytes() == y.tobytes() == k.act(a, kind, other).tobytes()
+        own, other = dy.copy(), np.full_like(a, 7)
+        assert k.act_vjp(own, a, y, kind, own) is own
+        assert own.tobytes() == da.tobytes() == k.act_vjp(dy, a, y, kind, other).tobytes()
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_a_dense_product_without_its_pre_activation_has_the_same_bits(k, kind):
+    for x, W, b, _, *noise in CASES["dense"](np.random.default_rng(4), np.float32):
+        none, y = k.dense(x, W, b, kind, *(noise or [None]), False)
+        assert none is None
+        assert y.tobytes() == k.dense(x, W, b, kind, *noise)[1].tobytes()
+
+
+@pytest.mark.parametrize("kind", sorted(set(ACTIVATIONS) - set(BY_INPUT)))
+def test_the_activity_tells_the_slope(k, kind):
+    a = np.array([[-2, -0.0, 0.0, 1e-40, 0.5, 1, 1.5, np.nan]], np.float32)
+    y, dy = k.act(a, kind), np.full_like(a, 3)
+    slope = {
+        "relu": a > 0, "hardsigmoid": (a > 0) & (a < 1), "identity": np.isfinite(a) | True,
+        "tanh": 1 - np.tanh(a) ** 2, "sigmoid": np.exp(-a) / (1 + np.exp(-a)) ** 2,
+    }[kind]  # fmt: skip
+    np.testing.assert_allclose(k.act_vjp(dy, None, y, kind), 3 * slope.astype(np.float32), 1e-5)
 
 
 VIEWED = [

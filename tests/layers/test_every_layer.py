@@ -128,6 +128,28 @@ def test_activity_is_the_activation_of_the_noisy_pre_activation(layer, shape):
 
 
 @pytest.mark.parametrize(("layer", "shape"), EXAMPLES, **NAMED)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_trace_that_keeps_less_gives_the_same_bits(layer, shape, dtype, backend):
+    c, x = Case(layer, shape, dtype=dtype, backend=backend), None
+    for noise in (None, c.dy):
+        c.t = c.forward(x := c.x.copy(), c.p, noise)
+        whole = c.t, layer.act_vjp(c.k, c.t, c.dy), c.grads()
+        for keeps in (frozenset(), frozenset({"x"})):
+            c.t = layer.forward(c.k, c.p, x, c.env._replace(keeps=keeps), noise)
+            assert x.tobytes() == c.x.tobytes() and c.t.y.tobytes() == whole[0].y.tobytes()
+            own = c.dy.copy()
+            for da in (layer.act_vjp(c.k, c.t, c.dy), layer.act_vjp(c.k, c.t, own, own)):
+                assert da.tobytes() == whole[1].tobytes()
+            for name, g in c.grads().items():
+                assert g.tobytes() == whole[2][name].tobytes()
+        down = layer.input_vjp(c.k, c.t, c.da)  # the last keeps x
+        assert down.tobytes() == layer.input_vjp(c.k, whole[0], c.da).tobytes()
+        up = layer.jvp(c.k, c.t, c.dx, c.dp)
+        assert up.tobytes() == layer.jvp(c.k, whole[0], c.dx, c.dp).tobytes()
+
+
+@pytest.mark.parametrize(("layer", "shape"), EXAMPLES, **NAMED)
 def test_a_message_through_other_weights_uses_them(layer, shape):
     c = Case(layer, shape)
     other = c.t._replace(params={n: 2 * a for n, a in c.p.items()})

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from fflearn.base import Batch
+from fflearn.base import ALONE, Batch
 from fflearn.checks import BRANCHES, bench, learned, same_bits
 from fflearn.engine import Engine
 from fflearn.errors import SettingsWarning, SpecError
@@ -185,14 +185,14 @@ def test_the_choice_of_pooling_follows_the_mean():
 
     engine = engine_of("dp[beta=20,sweeps=2,alpha=0,lagrangian=false]", probes={"look": look})
     state, batch = engine.init(0), images()
-    first = engine.net.leaves[0].forward(engine.kernels, state.params[0].readable, batch.x, ())
+    first = engine.net.leaves[0].forward(engine.kernels, state.params[0].readable, batch.x, ALONE)
     engine.step(state, batch)
     (_, mean), (pool, _) = seen[0], seen[1]
     np.testing.assert_array_equal(pool.x, mean)
     layer = engine.net.leaves[1]
-    fresh = layer.forward(engine.kernels, {}, mean, ()).inner
+    fresh = layer.forward(engine.kernels, {}, mean, ALONE).inner
     np.testing.assert_array_equal(pool.inner, fresh)
-    assert (layer.forward(engine.kernels, {}, first.y, ()).inner != fresh).any()
+    assert (layer.forward(engine.kernels, {}, first.y, ALONE).inner != fresh).any()
 
 
 # ---- feedback weights of its own (Kolen-Pollack) --------------------------------------------------

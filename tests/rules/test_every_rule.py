@@ -10,7 +10,7 @@ import pytest
 
 from fflearn import locality, registry, rules
 from fflearn.base import Channel
-from fflearn.checks import bench
+from fflearn.checks import BRANCHES, CHAIN, bench, same_bits
 
 MADE = {
     f"{name}[{label}]" if label else name: partial(registry.rule, name, **settings)
@@ -53,6 +53,23 @@ def test_the_first_default_step_does_not_replace_the_weights(make):
         for name, w in then.items():
             if name.endswith("W") and w.any():  # a read-out may start at zero
                 assert np.linalg.norm(now[name] - w) < np.linalg.norm(w)
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+@pytest.mark.parametrize("hidden", [CHAIN, BRANCHES])
+def test_traces_that_keep_everything_teach_the_same(make, hidden):
+    def keeping():
+        rule = make()
+        kind = type(rule)
+        return type(
+            kind.__name__, (kind,), {"keeps": frozenset({"x", "a"}), "__module__": kind.__module__}
+        )(**rule.settings())
+
+    (engine, state, batch), (other, same, _) = bench(make, hidden), bench(keeping, hidden)
+    for _ in range(2):
+        engine.step(state, batch)
+        other.step(same, batch)
+    assert same_bits(state, same) is None
 
 
 def test_the_list_of_rules_is_the_folder():

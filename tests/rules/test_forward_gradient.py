@@ -375,14 +375,14 @@ def total_variance(engine, state, batch, n, hidden):
 def deltas(net, batch, state):
     """|x_i|^2 + 1 (the bias reads 1) and |da_i|^2 of each hidden layer and sample."""
     engine = Engine(net, rule("backprop"), (6,), 3, backend="reference", dtype="float64")
-    x, da = [], []
+    found = {}
 
     def look(v, u):
         if not v.is_output:
-            x.append((v.trace.x**2).sum(1) + 1)
-            da.append((v.state["da"] ** 2).sum(1))
+            found[v.index] = (v.trace.x**2).sum(1) + 1, (v.state["da"] ** 2).sum(1)
 
     engine.observed(state, batch, look)
+    x, da = zip(*(found[layer] for layer in sorted(found)), strict=True)
     return np.array(x), np.array(da)
 
 

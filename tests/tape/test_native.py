@@ -115,8 +115,16 @@ def cases() -> dict[str, list[tuple[Any, dict[str, Any]]]]:
         add("dense", lambda k, s, lr, x, W, z: k.dense(x, W, None, "relu", z), x=(m, r), W=(r, n),
             z=(m, n))  # fmt: skip
         add("colmean", of("colmean", m), da=(m, n))
+        for act in ("relu", "hardsigmoid", "identity"):
+            add("dense", lambda k, s, lr, x, W, act=act: k.dense(x, W, None, act, None, False)[1],
+                x=(m, r), W=(r, n))  # fmt: skip
+        for kind in ("relu", "hardsigmoid"):
+            add("act", of("act", kind), a=(m, n))
+            add("act", lambda k, s, lr, a, kind=kind: k.act(own := a + 1, kind, own), a=(m, n))
         for kind in ("relu", "hardsigmoid", "tanh", "sigmoid"):
             add("act_vjp", of("act_vjp", kind), dy=(m, n), a=(m, n), y=(m, n))
+            add("act_vjp", lambda k, s, lr, d, y, kind=kind: k.act_vjp(own := d + 1, None, y, kind, own),
+                d=(m, n), y=(m, n))  # fmt: skip
         for kind in ("rms", "unit"):
             add("normalize", of("normalize", kind), x=(m, n))
             add("normalize_vjp", of("normalize_vjp", kind), dn=(m, n), x=(m, n), n=(m, n))
