@@ -48,18 +48,17 @@ def backprop(engine: Engine, state: State, batch: Batch) -> Step:
     def step() -> Any:
         x, kept = batch.x, []
         for W, b, act in layers:
-            a, y = k.dense(x, W, b, act)
-            kept.append((x, a, y))
+            _, y = k.dense(x, W, b, act, None, False)
+            kept.append((x, y))
             x = y
         loss, dy = k.softmax_ce(x, batch.y)
-        das = [dy] * len(layers)
         for i in reversed(range(len(layers))):
             W, _, act = layers[i]
-            das[i] = k.act_vjp(dy, *kept[i][1:], act)
+            x, y = kept.pop()
+            da = k.act_vjp(dy, None, y, act)
             if i:
-                dy = k.matmul_nt(das[i], W)
-        for i, da in enumerate(das):
-            learn(i, Product(kept[i][0], da, len(da)), da)
+                dy = k.matmul_nt(da, W)
+            learn(i, Product(x, da, len(da)), da)
         state.step += 1
         return loss.mean(dtype=np.float64).astype(loss.dtype)
 
@@ -74,14 +73,15 @@ def dfa(engine: Engine, state: State, batch: Batch) -> Step:
     def step() -> Any:
         x, kept = batch.x, []
         for W, b, act in layers:
-            a, y = k.dense(x, W, b, act)
-            kept.append((x, a, y))
+            _, y = k.dense(x, W, b, act, None, False)
+            kept.append((x, y))
             x = y
         loss, error = k.softmax_ce(x, batch.y)
         for i, (_, _, act) in enumerate(layers):
+            x, y = kept[i]
             dy = k.matmul(error, feedback[i]) if i < len(feedback) else error
-            da = k.act_vjp(dy, *kept[i][1:], act)
-            learn(i, Product(kept[i][0], da, len(da)), da)
+            da = k.act_vjp(dy, None, y, act, dy) if i < len(feedback) else error
+            learn(i, Product(x, da, len(da)), da)
         state.step += 1
         return loss.mean(dtype=np.float64).astype(loss.dtype)
 
@@ -105,17 +105,18 @@ def forward_forward(engine: Engine, state: State, batch: Batch) -> Step:
         x, losses = embed.shown(batch.x, labels), []
         for i, (W, b, act) in enumerate(layers):
             if i == 0:
-                t = first.forward(k, {"W": W, "b": b}, x, ALONE)
-                a, y = t.a, t.y
+                t = first.forward(k, {"W": W, "b": b}, x, ALONE._replace(keeps=rule.keeps))
+                y = t.y
             else:
                 normal = k.normalize(x, rule.norm)
-                a, y = k.dense(normal, W, b, act)
+                _, y = k.dense(normal, W, b, act, None, False)
             loss, dg = k.logistic(k.goodness(y, rule.goodness), phase, thetas[i], rule.temperature)
             losses.append(loss.mean())
-            da = k.act_vjp(k.goodness_vjp(dg, y, rule.goodness), a, y, act)
+            dy = k.goodness_vjp(dg, y, rule.goodness)
+            da = k.act_vjp(dy, None, y, act, dy)
             mean = 0.9 * means[i] + 0.1 * y[:n].mean(0)
             pull = (2 * rule.peer) * (mean - mean.mean())
-            da = np.concatenate([da[:n] + pull, da[n:]])
+            da[:n] += pull
             learn(i, first.param_vjp(k, t, da)["W"] if i == 0 else Product(normal, da, 2 * n), da)
             means[i][...] = mean
             x = y

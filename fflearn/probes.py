@@ -226,7 +226,8 @@ class Probing:
         if self.residual:
             found |= {f"{RESIDUAL}/{s.index}": changes.get(s.index) for s in self.engine.specs}
         finite = {n: value is not None and math.isfinite(value) for n, value in found.items()}
-        return {n: value if finite[n] else None for n, value in found.items()}
+        by_layer = sorted(found, key=lambda n: int(n.rpartition("/")[2]))
+        return {n: found[n] if finite[n] else None for n in by_layer}
 
     def _of_what_layers_hold(self, state: State) -> dict[str, float | None]:
         if self.samples is None:
