@@ -71,6 +71,7 @@ REFUSED = {
     "equal": (lambda v, s, g: g * np.array_equal(g, g), "what array_equal gives"),
     "sort": (lambda v, s, g: g.sort(), r"\.sort"),
     "random": (lambda v, s, g: g * np.random.rand(), "two steps of Ours differ"),  # noqa: NPY002
+    "a random array": (lambda v, s, g: g * np.random.rand(1), "two steps of Ours"),  # noqa: NPY002
     "a counter": (lambda v, s, g: g * len(counted.append(0) or counted), "two steps of Ours"),
     "growing work": (lambda v, s, g: grow(g), "two steps of Ours differ"),
 }

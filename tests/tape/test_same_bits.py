@@ -135,6 +135,24 @@ def test_optimizers_rates_and_decay_that_change_in_every_step(name, backend, rul
         assert repeats(pair[0]) == 1
 
 
+@pytest.mark.parametrize("form", ["a part", "one array", "columns first"])
+@pytest.mark.parametrize("rule", ["dfa", "forward_forward"])
+def test_batches_that_share_memory_are_repeated_from_their_values(form, rule):
+    """A batch may be a part of the data, and its targets its inputs: the next one's are not."""
+    pair, batches = engines(rule=registry.rule(rule), shape=(CLASSES,)), []
+    for i in range(5):
+        b = batch(i, inputs=CLASSES)
+        data = np.concatenate([b.x + 1, b.x, b.x - 1])
+        x = data[ROWS : 2 * ROWS] if form == "a part" else b.x
+        if form == "one array" and i < 3:
+            x = b.y
+        elif form == "columns first":
+            x = np.asfortranarray(x)
+        batches.append(Batch(x, b.y))
+    compare(pair, batches)
+    assert repeats(pair[0]) == 1
+
+
 def test_short_batches_weights_and_probes_on_every_other_step():
     pair = engines(rule=registry.rule("dfa"))
     states, probes = [engine.init(0) for engine in pair], {"n": norm}
