@@ -149,7 +149,10 @@ def test_batches_that_share_memory_are_repeated_from_their_values(form, rule):
         elif form == "columns first":
             x = np.asfortranarray(x)
         batches.append(Batch(x, b.y))
-    compare(pair, batches)
+    states = [engine.init(0) for engine in pair]
+    for b in batches:  # of a part the ledger counts all, where it is no copy
+        one, two = (engine.step(s, b)[0] for engine, s in zip(pair, states, strict=True))
+        assert one == two and same_bits(*states) is None
     assert repeats(pair[0]) == 1
 
 
