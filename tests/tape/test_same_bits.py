@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fflearn import layers, objectives, registry, rules
-from fflearn.base import Batch
+from fflearn.base import Batch, Rule, Update
 from fflearn.checks import same_bits
 from fflearn.engine import MODES, Engine
 from fflearn.errors import ShapeError, SpecError
@@ -194,6 +195,40 @@ def test_a_loop_stops_where_it_stopped_in_the_rule():
         sweeps.append(int(found[1][0]["free_sweeps"]))
         assert found[0][0] == found[1][0] and same_bits(*states) is None, f"step {i}: {found}"
     assert len(set(sweeps[3:])) > 2, sweeps
+
+
+@dataclass(frozen=True)
+class Swaps(Rule):
+    """Each sweep, a layer's two arrays change places."""
+
+    sweeps: int = 5
+
+    def step(self, bus, batch):
+        bus.forward(batch.x)
+        bus.settle(batch.x, None, self.sweeps)
+        bus.update()
+        return {"loss": bus.mean(batch.x.sum(1))}
+
+    def forward(self, v, m, s):
+        out = super().forward(v, m, s)
+        v.state["s"], v.state["r"] = v.trace.y + 1, v.trace.y * 2
+        return out
+
+    def relax(self, v, below, above):
+        v.state["s"], v.state["r"] = v.state["r"], v.state["s"]
+
+    def feedback(self, v, m):
+        return None
+
+    def update(self, v, s):
+        return Update(v.param_vjp(v.trace, v.state["s"] - 3 * v.state["r"]))
+
+
+@pytest.mark.parametrize("sweeps", [1, 2, 4, 5])
+def test_arrays_that_change_places_in_a_sweep(sweeps):
+    pair = engines(rule=Swaps(sweeps))
+    compare(pair, [batch(i) for i in range(4)])
+    assert repeats(pair[0]) == 1
 
 
 @pytest.mark.parametrize("tol", [0.0, 1e9])
