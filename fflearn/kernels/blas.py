@@ -4,6 +4,7 @@ The split depends on the shape alone, each piece is one single-threaded BLAS cal
 not depend on the number of threads (inside `CpuKernels.running`, which holds BLAS to one).
 """
 
+import numpy as np
 import scipy.linalg  # noqa: F401  Numba resolves numba_xxgemm through SciPy's cython_blas
 from llvmlite import ir
 from numba import prange, types
@@ -108,7 +109,8 @@ def gemm(ta, tb, a, b, out, alpha, beta):
     k = a.shape[0] if ta else a.shape[1]
     di, dj = steps(m, n, k)
     if di == m and dj == n:
-        piece(ta, tb, a, b, out, alpha, beta, 0, m, 0, n)
+        none = np.int64(0)  # a 0 written out would be a type of its own, and compiled for
+        piece(ta, tb, a, b, out, alpha, beta, none, m, none, n)
     else:
         across = (n + dj - 1) // dj
         for t in prange((m + di - 1) // di * across):

@@ -23,16 +23,23 @@ SERIAL = 1 << 16  # elements below which a parallel region costs more than it gi
 
 
 # ---- dense ----------------------------------------------------------------------------------
-@kernel(inline=True)
-def _act(a, y, kind):
-    zero, one = a.dtype.type(0), a.dtype.type(1)
+@kernel()
+def _copy(a, y):
+    for j in range(y.size):
+        y[j] = a[j]
+
+
+@kernel()
+def _act(y, kind):
+    """In place: a loop over two arrays would first ask whether they overlap."""
+    zero, one = y.dtype.type(0), y.dtype.type(1)
     if kind == RELU:
-        for j in range(a.size):
+        for j in range(y.size):
             # Not max(): written so, NaN passes through as it does in np.maximum.
-            y[j] = zero if a[j] <= zero else a[j]  # noqa: FURB136
+            y[j] = zero if y[j] <= zero else y[j]  # noqa: FURB136
     elif kind == HARDSIGMOID:
-        for j in range(a.size):
-            h = zero if a[j] <= zero else a[j]  # noqa: FURB136
+        for j in range(y.size):
+            h = zero if y[j] <= zero else y[j]  # noqa: FURB136
             y[j] = one if h >= one else h  # noqa: FURB136
 
 
@@ -50,10 +57,11 @@ def _dense_piece(x, W, b, noise, a, y, kind, i0, i1, j0, j1):
             extra = noise[i, j0:j1]
             for j in range(row.size):
                 row[j] += extra[j]
-        if y.size == 0:
-            _act(row, row, kind)
+        if y.size > 0:
+            _copy(row, y[i, j0:j1])
+            _act(y[i, j0:j1], kind)
         else:
-            _act(row, y[i, j0:j1], kind)
+            _act(row, kind)
 
 
 @kernel(parallel=True)
@@ -65,7 +73,8 @@ def dense(x, W, b, noise, a, y, kind):
     m, n = a.shape
     di, dj = steps(m, n, x.shape[1])
     if di == m and dj == n:
-        _dense_piece(x, W, b, noise, a, y, kind, 0, m, 0, n)
+        none = np.int64(0)  # a 0 written out would be a type of its own, and compiled for
+        _dense_piece(x, W, b, noise, a, y, kind, none, m, none, n)
     else:
         across = (n + dj - 1) // dj
         for t in prange((m + di - 1) // di * across):
@@ -75,10 +84,9 @@ def dense(x, W, b, noise, a, y, kind):
 
 @kernel()
 def _act_span(a, y, kind):
-    if a.ctypes.data == y.ctypes.data:
-        _act(y, y, kind)
-    else:
-        _act(a, y, kind)
+    if a.ctypes.data != y.ctypes.data:
+        _copy(a, y)
+    _act(y, kind)
 
 
 @kernel(parallel=True)
@@ -92,29 +100,23 @@ def act(a, y, kind):
             _act_span(a[s], y[s], kind)
 
 
-@kernel(inline=True)
-def _act_vjp(dy, y, da, kind):
-    zero, one = da.dtype.type(0), da.dtype.type(1)
-    if kind == RELU:
-        for i in range(da.size):
-            da[i] = dy[i] if y[i] > zero else zero
-    elif kind == HARDSIGMOID:
-        for i in range(da.size):
-            da[i] = dy[i] if (y[i] > zero) & (y[i] < one) else zero
-    elif kind == TANH:
-        for i in range(da.size):
-            da[i] = dy[i] * (one - y[i] * y[i])
-    else:
-        for i in range(da.size):
-            da[i] = dy[i] * (y[i] * (one - y[i]))
-
-
 @kernel()
 def _act_vjp_span(dy, y, da, kind):
-    if dy.ctypes.data == da.ctypes.data:
-        _act_vjp(da, y, da, kind)
+    zero, one = da.dtype.type(0), da.dtype.type(1)
+    if dy.ctypes.data != da.ctypes.data:
+        _copy(dy, da)
+    if kind == RELU:
+        for i in range(da.size):
+            da[i] = da[i] if y[i] > zero else zero
+    elif kind == HARDSIGMOID:
+        for i in range(da.size):
+            da[i] = da[i] if (y[i] > zero) & (y[i] < one) else zero
+    elif kind == TANH:
+        for i in range(da.size):
+            da[i] = da[i] * (one - y[i] * y[i])
     else:
-        _act_vjp(dy, y, da, kind)
+        for i in range(da.size):
+            da[i] = da[i] * (y[i] * (one - y[i]))
 
 
 @kernel(parallel=True)

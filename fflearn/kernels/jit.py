@@ -84,16 +84,12 @@ def native(signature: Any) -> Callable[[Callable], Any]:
     return compile_now
 
 
-def kernel(
-    parallel: bool = False, reassociate: bool = False, inline: bool = False
-) -> Callable[[Callable], Callable]:
+def kernel(parallel: bool = False, reassociate: bool = False) -> Callable[[Callable], Callable]:
     """Decorator: compile on first call, keep on disk, run without the GIL.
 
     ``reassociate`` lets a row's sum be vectorised.  The order is then the compiler's, fixed for a
     processor, the same for every run, row and number of threads.  No other freedom is given: an
-    elementwise kernel rounds exactly as the reference does (no fused multiply-add).  ``inline``
-    puts a copy wherever it is called, made for the arguments there: for loops that are also called
-    with one array as source and target, which vectorise only where the compiler knows.
+    elementwise kernel rounds exactly as the reference does (no fused multiply-add).
     """
 
     def compile_later(function: Callable) -> Callable:
@@ -103,7 +99,6 @@ def kernel(
                 nogil=True,
                 error_model="numpy",
                 parallel=parallel,
-                inline="always" if inline else "never",
                 fastmath={"reassoc"} if reassociate else False,
             )(function)
 

@@ -9,7 +9,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import autograd, bare, cpu, memory, performance, replay, results, rules, timing
+from benchmarks import (
+    autograd,
+    bare,
+    cpu,
+    first_step,
+    memory,
+    performance,
+    replay,
+    results,
+    rules,
+    timing,
+)
 from benchmarks.cases import Case, engine_turn
 from benchmarks.machine import sentence
 from benchmarks.results import Recipe
@@ -393,6 +404,37 @@ def test_cpu_quick(tmp_path, capsys):
     for r in found["rows"]:
         told = "reached" if r["ratio"] and r["ratio"] <= r["goal"] else "missed"
         assert re.search(rf"`{r['name']}`.*({told}|not measured)", text)
+
+
+@pytest.mark.parametrize(("ms", "told"), [(15.0, "reached"), (15.1, "missed")])
+def test_a_goal_in_milliseconds_is_of_the_step_and_not_of_the_ratio(ms, told):
+    row = {
+        "name": "ff_mnist",
+        "rule": "forward_forward",
+        "batch": 100,
+        "median_ms": ms,
+        "goal": 15.0,
+    }
+    row |= {
+        "of": "ms",
+        "ratio": 0.1,
+        "ratio_spread": 0.0,
+        "against": "PyTorch",
+        "against_ms": 150.0,
+    }
+    text = performance.cpu({"rows": [row | {"notes": []}], "machine": MACHINE, "notes": []})
+    assert f"| 15 ms | {told} |" in text
+    assert cpu.ROWS["ff_mnist"].of == "ms"
+
+
+@pytest.mark.slow
+def test_first_step_quick(tmp_path, capsys):
+    path = tmp_path / "first_step.json"
+    assert first_step.main(["--quick", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    (row,) = found["rows"]
+    assert row["cold"] > 2 * row["warm"] > 0  # compiling takes longer than reading what was
+    assert f"| `{row['rule']}` | {row['cold']:.2f} s |" in performance.first_step(found)
 
 
 def test_cpu_says_which_rows_there_are(capsys):
