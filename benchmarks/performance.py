@@ -42,6 +42,16 @@ Seconds of a process's first step, with nothing compiled and with all of it kept
 
 | rule | cold | warm |
 |---|---|---|"""
+SPARSE = """## Silent units
+
+`python -m benchmarks.sparse --data {data} --json benchmarks/results/sparse.json`
+
+Time of a product over active units alone beside the dense product, {rows_of_product} rows and {units} units, by the share of units that
+are active. In the layers that Forward-Forward trained on {data} for {epochs} epochs the shares are {active}. It would be faster
+there in {pays} of {layers} layers, so products are {verdict}.
+
+| active | ratio |
+|---|---|"""
 MEMORY = """## Memory over depth
 
 `python -m benchmarks.memory --json benchmarks/results/memory.json`
@@ -93,6 +103,25 @@ def first_step(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"{found['net']}. {sentence(found['machine'])}."])
 
 
+def sparse(found: Mapping[str, Any]) -> str:
+    """The table of `benchmarks.sparse`, and what follows from it."""
+    faster = max((r["share"] for r in found["rows"] if r["ratio"] < 1), default=0.0)
+    pays = sum(share <= faster for share in found["active"])
+    about = {n: found[n] for n in ("data", "epochs", "rows_of_product", "units")}
+    text = SPARSE.format(
+        **about,
+        active=", ".join(f"{share:.2f}" for share in found["active"]),
+        pays=pays or "none",
+        layers=len(found["active"]),
+        verdict="dense" if 2 * pays < len(found["active"]) else "dense, but should not be",
+    )
+    lines = [
+        f"| {r['share']:g} | {r['ratio']:.2f} ({r['ratio_spread']:.2f}) |" for r in found["rows"]
+    ]
+    machine = f"{sentence(found['machine'])}."
+    return "\n".join([text, *lines, "", machine, *found["notes"]])
+
+
 def memory(found: Mapping[str, Any]) -> str:
     """The tables of `benchmarks.memory`."""
     lines = [MEMORY]
@@ -131,7 +160,12 @@ def gpu(found: Mapping[str, Any] | None) -> str:
 def page() -> str:
     """The whole page."""
     parts = [INTRO]
-    for name, part in (("cpu", cpu), ("first_step", first_step), ("memory", memory)):
+    for name, part in (
+        ("cpu", cpu),
+        ("first_step", first_step),
+        ("memory", memory),
+        ("sparse", sparse),
+    ):
         path = RESULTS / f"{name}.json"
         if path.is_file():
             parts.append(part(json.loads(path.read_text(encoding="utf-8"))))

@@ -19,6 +19,7 @@ from benchmarks import (
     replay,
     results,
     rules,
+    sparse,
     timing,
 )
 from benchmarks.cases import Case, engine_turn
@@ -26,6 +27,7 @@ from benchmarks.machine import sentence
 from benchmarks.results import Recipe
 from fflearn.errors import SpecError
 from fflearn.experiment import Experiment
+from fflearn.kernels import micro
 
 # ---- time ------------------------------------------------------------
 
@@ -435,6 +437,29 @@ def test_first_step_quick(tmp_path, capsys):
     (row,) = found["rows"]
     assert row["cold"] > 2 * row["warm"] > 0  # compiling takes longer than reading what was
     assert f"| `{row['rule']}` | {row['cold']:.2f} s |" in performance.first_step(found)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not micro.AVAILABLE, reason="needs AVX-512")
+def test_sparse_quick(tmp_path, capsys):
+    path = tmp_path / "sparse.json"
+    assert sparse.main(["--quick", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert [r["share"] for r in found["rows"]] == [0.05, 0.1]
+    (layer,) = found["active"]
+    assert 0 < layer <= 1
+
+
+@pytest.mark.parametrize(
+    ("active", "told"),
+    [([0.3, 0.4], "in none of 2 layers, so products are dense."), ([0.1, 0.2], "in 1 of 2 layers")],
+)
+def test_what_is_told_of_silent_units_follows_from_the_figures(active, told):
+    rows = [{"share": s, "ratio": 10 * s, "ratio_spread": 0.0} for s in (0.05, 0.099, 0.2)]
+    rows[1]["share"] = 0.1
+    found = {"data": "digits", "epochs": 3, "rows_of_product": 256, "units": 1024, "rows": rows}
+    text = performance.sparse(found | {"active": active, "machine": MACHINE, "notes": []})
+    assert told in text.replace("\n", " ")
 
 
 def test_cpu_says_which_rows_there_are(capsys):
