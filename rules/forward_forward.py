@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -274,11 +273,11 @@ class ForwardForward(Rule):
             show = shown.half if half else shown.pairs
             counts = (n - n // 2, n // 2) if half else (n, n * self.draw.per_sample(bus.n_classes))
             phase = phases(batch.x, *counts)
-            shows = partial(show, bus.k, batch.x, batch.y, logits, key)
+            given = bus.k, batch.x, batch.y, logits, key
             if self.alone:
-                bus.forward(shows(), update=True, top=top, phase=phase)
+                bus.forward(show(*given), update=True, top=top, phase=phase)
             else:
-                bus.forward(shows())
+                bus.forward(show(*given))
                 bus.update(top=top, phase=phase, goodness=bus.gather(self.surplus))
         else:
             bus.update(top=top)
