@@ -19,7 +19,7 @@ CHOICES = {
     "norm": ("none", "rms", "unit"),
     "draw": ("kaiming", "xavier", "lecun", "uniform", "zeros"),
 }
-UNITS = 128  # whose errors are summed at a time over the rows that share a sample
+UNITS = 256  # whose errors are summed at a time over the rows that share a sample
 UNIFORM = ("xavier", "uniform")  # draws that are uniform; the others are normal
 
 
@@ -166,13 +166,15 @@ class Dense(Layer):
         (x, values, first), scale, n = t.x, t.inner, len(da)
         if scale is not None:
             values = values * scale.reshape(-1, 1)
-        blocks = da.reshape(-1, len(x), da.shape[1])
-        total = np.zeros_like(da, shape=blocks.shape[1:])
+        blocks, parts = da.reshape(-1, len(x), da.shape[1]), []
         for i in range(0, da.shape[1], UNITS):
-            some = total[:, i : i + UNITS]
-            for r, block in enumerate(blocks[:, :, i : i + UNITS]):
-                some += block if scale is None else block * scale[r][:, None]
-        g = k.formed(Product(self._rows(x), total, n))
+            some = blocks[:, :, i : i + UNITS]
+            total = np.zeros_like(da, shape=some.shape[1:])
+            for r, block in enumerate(some):
+                total += block if scale is None else block * scale[r][:, None]
+            parts.append(k.formed(Product(self._rows(x), total, n)))
+            del total
+        g = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         shown = g[first : first + values.shape[1]]
         shown += k.formed(Product(values, da, n))
         return g
