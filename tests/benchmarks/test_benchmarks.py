@@ -436,7 +436,9 @@ def test_first_step_quick(tmp_path, capsys):
     found = json.loads(path.read_text())
     (row,) = found["rows"]
     assert row["cold"] > 2 * row["warm"] > 0  # compiling takes longer than reading what was
-    assert f"| `{row['rule']}` | {row['cold']:.2f} s |" in performance.first_step(found)
+    assert f"| `{row['rule']}` | {row['cold']:.2f} s, " in performance.first_step(found)
+    found["rows"] = [{"rule": "dfa", "cold": 5.01, "warm": 0.3}]
+    assert "| `dfa` | 5.01 s, missed | 0.30 s, reached |" in performance.first_step(found)
 
 
 @pytest.mark.slow
