@@ -31,8 +31,7 @@ TRIED = {
     "small32": """Half of a small step is products near the processor's peak, the other half Python: checking the batch, finding
 the recorded step, giving it the batch and the rates. Tried: the whole step in one native call with its numbers in memory
 (kept); products that end in a part of a panel, copied by masked vectors (kept); a transposed operand read where it lies, and
-two threads for a product (no gain: a parallel region costs more than it saves). PyTorch takes less time here than on the
-machine where the goal was set; the step itself takes about what the prototype took.""",
+two threads for a product (no gain: a parallel region costs more than it saves); rates and schedules looked up once (kept).""",
 }
 FIRST = """## The first step
 
