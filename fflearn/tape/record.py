@@ -95,7 +95,8 @@ def own(given: dict[str, Any]) -> dict[str, Any]:
     for name, a in given.items():
         if isinstance(a, np.ndarray):
             alone = a.flags.c_contiguous and root(a).nbytes == a.nbytes
-            if not alone or any(np.may_share_memory(a, b) for b in found.values()):
+            others = (b for b in found.values() if isinstance(b, np.ndarray))
+            if not alone or any(np.may_share_memory(a, b) for b in others):
                 a = a.copy()
         found[name] = a
     return found

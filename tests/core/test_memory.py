@@ -119,7 +119,8 @@ def test_activity_does_not_grow_with_depth_where_layers_learn_as_they_fire(name)
             tracemalloc.stop()
     grown = found[1] - found[0]
     if name == "backprop":
-        assert grown > 4 * found[0]
+        activity = (64 - 8) * 4 * 1500 * 32  # one a layer
+        assert 0 <= grown - activity < 0.05 * activity
     else:
         assert grown < 0.2 * found[0]  # Python objects, of the layers' views
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from fflearn import layers, objectives, registry, rules
 from fflearn.base import Batch, Rule, Update
@@ -22,6 +23,7 @@ from fflearn.errors import ShapeError, SpecError
 from fflearn.layers.dense import Dense
 from fflearn.optim import OPTIMIZERS, optimizer
 from fflearn.state import load
+from fflearn.tape import record
 
 ROWS, CLASSES = 6, 3
 NET = "dense 17 relu | dense 13 tanh | dense 3"
@@ -155,6 +157,12 @@ def test_batches_that_share_memory_are_repeated_from_their_values(form, rule):
         one, two = (engine.step(s, b)[0] for engine, s in zip(pair, states, strict=True))
         assert one == two and same_bits(*states) is None
     assert repeats(pair[0]) == 1
+
+
+def test_inputs_that_are_no_arrays_share_memory_with_none():
+    sparse = sp.eye(4, format="csr")
+    found = record.own({"side.A": sparse, "batch.x": (x := np.ones(3)), "side.B": x})
+    assert found["side.A"] is sparse and found["batch.x"] is x and found["side.B"] is not x
 
 
 def test_short_batches_weights_and_probes_on_every_other_step():
