@@ -23,7 +23,7 @@ from fflearn.errors import ShapeError, SpecError
 from fflearn.layers.dense import Dense
 from fflearn.optim import OPTIMIZERS, optimizer
 from fflearn.state import load
-from fflearn.tape import record
+from fflearn.tape.record import own as own_memory
 
 ROWS, CLASSES = 6, 3
 NET = "dense 17 relu | dense 13 tanh | dense 3"
@@ -161,7 +161,7 @@ def test_batches_that_share_memory_are_repeated_from_their_values(form, rule):
 
 def test_inputs_that_are_no_arrays_share_memory_with_none():
     sparse = sp.eye(4, format="csr")
-    found = record.own({"side.A": sparse, "batch.x": (x := np.ones(3)), "side.B": x})
+    found = own_memory({"side.A": sparse, "batch.x": (x := np.ones(3)), "side.B": x})
     assert found["side.A"] is sparse and found["batch.x"] is x and found["side.B"] is not x
 
 
