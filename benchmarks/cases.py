@@ -56,8 +56,9 @@ def engine_turn(case: Case, rule: str, threads: int) -> Turn:
     state = engine.init(0)
 
     def turn(n: int) -> None:
-        for _ in range(n):
-            engine.step(state, batch)
+        with engine.running():
+            for _ in range(n):
+                engine.step(state, batch)
 
     return turn
 

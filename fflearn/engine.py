@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -276,17 +277,20 @@ class Engine:
         ledger : Ledger
             What crossed layer boundaries: counted once per shape of batch.
         """
-        batch, variant = self.checked_batch(batch), self.variant(state)
         stepped = self._op_by_op if self.tapes is None else self.tapes.step
         if 0 < self.at_once < len(batch.x):
             stepped = self._in_parts
-        info, ledger = stepped(state, batch, variant)
+        info, ledger = stepped(state, batch, self.variant(state))
         state.step += 1
         return info, ledger
 
+    def running(self) -> AbstractContextManager[None]:
+        """A context for many steps, in which each begins a little sooner: threads are set once."""
+        return self.kernels.running(self.threads)
+
     def _op_by_op(self, state: State, batch: Batch, variant: Hashable) -> tuple[dict, Ledger]:
         """A step in eager mode."""
-        found: dict[str, Any] = {}
+        batch, found = self.checked_batch(batch), dict[str, Any]()
 
         def observe(v: LayerView, u: Update) -> None:
             for name, probe in self.probes.items():
@@ -309,6 +313,7 @@ class Engine:
 
     def _in_parts(self, state: State, batch: Batch, variant: Hashable) -> tuple[dict, Ledger]:
         """A step over at most `at_once` samples at a time, after all of which layers learn."""
+        batch = self.checked_batch(batch)
         k, n = self.kernels, len(batch.x)
         grads: list[dict[str, Any]] = [{} for _ in self.specs]
         aux_grads: list[dict[str, Any]] = [{} for _ in self.specs]
@@ -334,7 +339,7 @@ class Engine:
             info, ledger = self.run(state, some, variant, False, observe)
             for name, value in (info | found).items():
                 total[name] = total.get(name, 0) + share * value
-        with k.running(self.threads):
+        with self.running():
             bus = self._bus(state, batch, True, variant)
             for i, updates in enumerate(zip(grads, aux_grads, strict=True)):
                 bus.learn(i, Update(*updates))
@@ -350,7 +355,7 @@ class Engine:
         """
         self._needs_numbers_alone()
         batch = self.checked_batch(batch)
-        with self.kernels.running(self.threads):
+        with self.running():
             bus = self._bus(state, batch, False, self.variant(state))
             return self.rule.measure(bus, batch)[1]
 
@@ -363,7 +368,7 @@ class Engine:
                 f"learning needs finite numbers (K,), as measure gives them; got an array of shape "
                 f"{numbers.shape}. Leave out what came from a batch that overflowed."
             )
-        with self.kernels.running(self.threads):
+        with self.running():
             self.rule.learn(self._bus(state, None, True, self.variant(state)), numbers)
         state.step += 1
 
@@ -407,7 +412,7 @@ class Engine:
         """
         program = (batch.x.shape, variant, batch.weight is None)
         ledger = None if program in self._counted else self._new_ledger(len(batch.x))
-        with self.kernels.running(self.threads):
+        with self.running():
             bus = self._bus(state, batch, train, variant, observe, ledger, wire, k)
             info = dict(self.rule.step(bus, batch))
         info |= bus.reports()
@@ -485,7 +490,7 @@ class Engine:
         key = Key(state.seed).using(self.kernels).fold("predict")
         side = self._placed_side(side)
         rows = len(x) if side else rows or self.sweep
-        with self.kernels.running(self.threads):
+        with self.running():
             parts = [
                 self.rule.predict(
                     Bus(self, state, None, key, False, side=side), x[i : i + rows], by

@@ -110,6 +110,8 @@ class Optimizer:
         decay = self.weight_decay
         if isinstance(decay, tuple):
             decay = decay[min(int(epoch), len(decay) - 1)]
+        if self.schedule == "constant":  # asked for in every step
+            return self.lr, decay
         return self.lr * _schedule(self.schedule)(epoch, epochs), decay
 
     def slots(self, name: str, w: np.ndarray) -> dict[str, np.ndarray]:

@@ -126,7 +126,7 @@ class TorchEngine:
         for of_one in optimizer.state.values():
             if "step" in of_one:
                 of_one["step"].fill_(state.step)
-        with self._running():
+        with self.running():
             optimizer.zero_grad()
             loss = self._loss_of(params, state, batch)
             loss.backward()
@@ -137,7 +137,7 @@ class TorchEngine:
     def updates(self, state: State, batch: Batch) -> list[Update]:
         """The gradient of every layer, without changing the state."""
         params, optimizer = self._bind(state)
-        with self._running():
+        with self.running():
             optimizer.zero_grad()
             self._loss_of(_apart(params), state, batch).backward()
         # A block's head is no part of the output, and has no gradient.
@@ -161,7 +161,7 @@ class TorchEngine:
             raise SpecError(f"{by!r} is no way to predict here; known: {self.rule.predictors}.")
         x, (params, _) = self._twin._checked_x(x), self._bind(state)
         env, rows = Env(side or {}, None, False), len(x) if side else rows
-        with self._running(), self._torch.no_grad():
+        with self.running(), self._torch.no_grad():
             parts = [
                 self._output(params, self._tensor(x[i : i + rows]), env).numpy()
                 for i in range(0, len(x), rows)
@@ -226,7 +226,8 @@ class TorchEngine:
         return replace(counted, peak_bytes=sum(saved.values()) + gradients)
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
+        """A context for many steps, as `Engine.running`."""
         before = self._torch.get_num_threads()
         self._torch.set_num_threads(self.threads)
         try:

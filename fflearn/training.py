@@ -304,7 +304,7 @@ def _epoch(run: Progress, batches: Any, bar: Any, meter: EnergyMeter, budget: Bu
     good, losses = state.copy(), Losses(engine)
     seconds, spent = run.train_seconds, False
     meter.joules()  # what evaluation took before does not count
-    with np.errstate(all="ignore"):  # what overflows is found below, and raised
+    with np.errstate(all="ignore"), engine.running():  # what overflows is found below, and raised
         for step in range(state.step, (run.epoch + 1) * batches.steps_per_epoch):
             start = time.perf_counter()
             batch = batches.batch(step)

@@ -71,6 +71,7 @@ class Graphs:
 
     def step(self, state: State, batch: Batch, variant: Hashable) -> tuple[dict[str, Any], Any]:
         """One step; what it reports (arrays that the next step overwrites), and the ledger."""
+        batch = self._engine.checked_batch(batch)
         k, key = self._k, (_kind(batch), variant)
         with k.running(1):
             k.settle(state.step, *self._engine.settings_at(state.step))

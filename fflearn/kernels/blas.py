@@ -4,15 +4,15 @@ The split depends on the shape alone, each piece is one single-threaded BLAS cal
 not depend on the number of threads (inside `CpuKernels.running`, which holds BLAS to one).
 """
 
-import numpy as np
 import scipy.linalg  # noqa: F401  Numba resolves numba_xxgemm through SciPy's cython_blas
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fflearn.kernels import micro
-from fflearn.kernels.jit import kernel
+from fflearn.kernels.jit import inner, kernel
+from fflearn.kernels.team import spread
 
 # Multiply-adds below which a product is one BLAS call: 10 us of work, against 5 us that an
 # OpenMP region costs.
@@ -51,7 +51,7 @@ def xgemm(typing, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     return signature, codegen
 
 
-@kernel()
+@inner
 def piece(ta, tb, a, b, out, alpha, beta, i0, i1, j0, j1):
     """out[i0:i1, j0:j1] = alpha op(a) op(b) + beta out there; row-major arrays, one BLAS call."""
     k = a.shape[0] if ta else a.shape[1]
@@ -73,7 +73,7 @@ def piece(ta, tb, a, b, out, alpha, beta, i0, i1, j0, j1):
     )  # fmt: skip
 
 
-@kernel()
+@inner
 def steps(m, n, k):
     """Rows and columns of a piece, for an (m, n) product with inner size k.
 
@@ -87,13 +87,21 @@ def steps(m, n, k):
     return m, _step(n)
 
 
-@kernel()
+@inner
 def _step(n):
     count = 2 * max(1, (n + 256) // 512)
     return ((n + count - 1) // count + 15) // 16 * 16
 
 
-@kernel(parallel=True)
+@inner
+def _gemm(t, ta, tb, a, b, out, alpha, beta, di, dj):
+    m, n = out.shape
+    across = (n + dj - 1) // dj
+    i, j = t // across * di, t % across * dj
+    piece(ta, tb, a, b, out, alpha, beta, i, min(m, i + di), j, min(n, j + dj))
+
+
+@kernel
 def gemm(ta, tb, a, b, out, alpha, beta):
     """out = alpha op(a) op(b) + beta out.
 
@@ -106,13 +114,6 @@ def gemm(ta, tb, a, b, out, alpha, beta):
     alpha, beta : float of that dtype
     """
     m, n = out.shape
-    k = a.shape[0] if ta else a.shape[1]
-    di, dj = steps(m, n, k)
-    if di == m and dj == n:
-        none = np.int64(0)  # a 0 written out would be a type of its own, and compiled for
-        piece(ta, tb, a, b, out, alpha, beta, none, m, none, n)
-    else:
-        across = (n + dj - 1) // dj
-        for t in prange((m + di - 1) // di * across):
-            i, j = t // across * di, t % across * dj
-            piece(ta, tb, a, b, out, alpha, beta, i, min(m, i + di), j, min(n, j + dj))
+    di, dj = steps(m, n, a.shape[0] if ta else a.shape[1])
+    pieces = (m + di - 1) // di * ((n + dj - 1) // dj)
+    spread(_gemm, pieces, False, (ta, tb, a, b, out, alpha, beta, di, dj))

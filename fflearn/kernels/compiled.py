@@ -8,10 +8,11 @@ the reference's operations in its order, so they round alike.
 import math
 
 import numpy as np
-from numba import prange
 
 from fflearn.kernels.blas import piece, steps
-from fflearn.kernels.jit import kernel
+from fflearn.kernels.exponential import exp
+from fflearn.kernels.jit import inner, kernel, part, row_sum
+from fflearn.kernels.team import spread
 
 # act and act_vjp; tanh, sigmoid and gelu forward stay with NumPy, whose exp and tanh are
 # vectorised (Numba has no vector maths library to call).
@@ -22,14 +23,31 @@ SPAN = 1 << 14  # elements a thread takes at a time
 SERIAL = 1 << 16  # elements below which a parallel region costs more than it gives
 
 
+@inner
+def _spans(n):
+    return (n + SPAN - 1) // SPAN
+
+
+@inner
+def _span(t, n):
+    """Where a span lies.  A loop over what is cut out there counts from 0, and so is vectorised."""
+    return slice(t * SPAN, min(n, (t + 1) * SPAN))
+
+
 # ---- dense ----------------------------------------------------------------------------------
-@kernel()
+@inner
 def _copy(a, y):
     for j in range(y.size):
         y[j] = a[j]
 
 
-@kernel()
+@inner
+def _add(y, b):
+    for j in range(y.size):
+        y[j] += b[j]
+
+
+@inner
 def _act(y, kind):
     """In place: a loop over two arrays would first ask whether they overlap."""
     zero, one = y.dtype.type(0), y.dtype.type(1)
@@ -43,28 +61,32 @@ def _act(y, kind):
             y[j] = one if h >= one else h  # noqa: FURB136
 
 
-@kernel()
-def _dense_piece(x, W, b, noise, a, y, kind, i0, i1, j0, j1):
+@inner
+def _dense(t, x, W, b, noise, a, y, kind, di, dj):
+    m, n = a.shape
+    across = (n + dj - 1) // dj
+    i0, j0 = t // across * di, t % across * dj
+    rows, wide = min(m, i0 + di) - i0, min(n, j0 + dj) - j0
     zero, one = a.dtype.type(0), a.dtype.type(1)
-    piece(False, False, x, W, a, one, zero, i0, i1, j0, j1)
-    for i in range(i0, i1):
-        row = a[i, j0:j1]
-        if b.size > 0:
-            bias = b[j0:j1]
-            for j in range(row.size):
-                row[j] += bias[j]
-        if noise.size > 0:
-            extra = noise[i, j0:j1]
-            for j in range(row.size):
-                row[j] += extra[j]
+    piece(False, False, x, W, a, one, zero, i0, i0 + rows, j0, j0 + wide)
+    first = i0 * n + j0
+    if b.size > 0:
+        for i in range(rows):
+            _add(part(a, first + i * n, wide), part(b, j0, wide))
+    if noise.size > 0:
+        for i in range(rows):
+            _add(part(a, first + i * n, wide), part(noise, first + i * n, wide))
+    if wide == n:  # all in one
+        rows, wide = 1, rows * n
+    for i in range(rows):
+        to = part(a, first + i * n, wide)
         if y.size > 0:
-            _copy(row, y[i, j0:j1])
-            _act(y[i, j0:j1], kind)
-        else:
-            _act(row, kind)
+            _copy(to, part(y, first + i * n, wide))
+            to = part(y, first + i * n, wide)
+        _act(to, kind)
 
 
-@kernel(parallel=True)
+@kernel
 def dense(x, W, b, noise, a, y, kind):
     """a = x W + b + noise and y = act(a), in place of a where y is empty.
 
@@ -72,78 +94,63 @@ def dense(x, W, b, noise, a, y, kind):
     """
     m, n = a.shape
     di, dj = steps(m, n, x.shape[1])
-    if di == m and dj == n:
-        none = np.int64(0)  # a 0 written out would be a type of its own, and compiled for
-        _dense_piece(x, W, b, noise, a, y, kind, none, m, none, n)
-    else:
-        across = (n + dj - 1) // dj
-        for t in prange((m + di - 1) // di * across):
-            i, j = t // across * di, t % across * dj
-            _dense_piece(x, W, b, noise, a, y, kind, i, min(m, i + di), j, min(n, j + dj))
+    pieces = (m + di - 1) // di * ((n + dj - 1) // dj)
+    spread(_dense, pieces, False, (x, W, b, noise, a, y, kind, di, dj))
 
 
-@kernel()
-def _act_span(a, y, kind):
+@inner
+def _act_span(t, a, y, kind):
+    s = _span(t, y.size)
     if a.ctypes.data != y.ctypes.data:
-        _copy(a, y)
-    _act(y, kind)
+        _copy(a[s], y[s])
+    _act(y[s], kind)
 
 
-@kernel(parallel=True)
+@kernel
 def act(a, y, kind):
     """y = act(a), flat; y may be a."""
-    if y.size < SERIAL:
-        _act_span(a, y, kind)
-    else:
-        for t in prange((y.size + SPAN - 1) // SPAN):
-            s = slice(t * SPAN, min(y.size, (t + 1) * SPAN))
-            _act_span(a[s], y[s], kind)
+    spread(_act_span, _spans(y.size), y.size < SERIAL, (a, y, kind))
 
 
-@kernel()
-def _act_vjp_span(dy, y, da, kind):
-    zero, one = da.dtype.type(0), da.dtype.type(1)
+@inner
+def _act_vjp_span(t, dy, y, da, kind):
+    s = _span(t, da.size)
+    y, d = y[s], da[s]
+    zero, one = d.dtype.type(0), d.dtype.type(1)
     if dy.ctypes.data != da.ctypes.data:
-        _copy(dy, da)
+        _copy(dy[s], d)
     if kind == RELU:
-        for i in range(da.size):
-            da[i] = da[i] if y[i] > zero else zero
+        for i in range(d.size):
+            d[i] = d[i] if y[i] > zero else zero
     elif kind == HARDSIGMOID:
-        for i in range(da.size):
-            da[i] = da[i] if (y[i] > zero) & (y[i] < one) else zero
+        for i in range(d.size):
+            d[i] = d[i] if (y[i] > zero) & (y[i] < one) else zero
     elif kind == TANH:
-        for i in range(da.size):
-            da[i] = da[i] * (one - y[i] * y[i])
+        for i in range(d.size):
+            d[i] = d[i] * (one - y[i] * y[i])
     else:
-        for i in range(da.size):
-            da[i] = da[i] * (y[i] * (one - y[i]))
+        for i in range(d.size):
+            d[i] = d[i] * (y[i] * (one - y[i]))
 
 
-@kernel(parallel=True)
+@kernel
 def act_vjp(dy, y, da, kind):
     """da = dy act'(a), flat; da may be dy."""
-    if da.size < SERIAL:
-        _act_vjp_span(dy, y, da, kind)
-    else:
-        for t in prange((da.size + SPAN - 1) // SPAN):
-            s = slice(t * SPAN, min(da.size, (t + 1) * SPAN))
-            _act_vjp_span(dy[s], y[s], da[s], kind)
+    spread(_act_vjp_span, _spans(da.size), da.size < SERIAL, (dy, y, da, kind))
 
 
-@kernel()
+@kernel
 def colmean(da, n, out):
     """out = sum over rows of da / n."""
     out[:] = 0
     for i in range(da.shape[0]):
-        row = da[i]
-        for j in range(out.size):
-            out[j] += row[j]
+        _add(out, part(da, i * out.size, out.size))
     for j in range(out.size):
         out[j] /= n
 
 
 # ---- rows: one pass over each, its sum in one order ---------------------------------------------
-@kernel(reassociate=True)
+@row_sum
 def _dot(a, b):
     total = a.dtype.type(0)
     for j in range(a.size):
@@ -151,7 +158,7 @@ def _dot(a, b):
     return total
 
 
-@kernel(reassociate=True)
+@row_sum
 def _sum(a):
     total = a.dtype.type(0)
     for j in range(a.size):
@@ -159,7 +166,7 @@ def _sum(a):
     return total
 
 
-@kernel()
+@kernel
 def normalize(x, c, eps, out):
     """x / (sqrt(c sum x^2) + eps) by row."""
     for i in range(x.shape[0]):
@@ -169,7 +176,7 @@ def normalize(x, c, eps, out):
             to[j] = row[j] / s
 
 
-@kernel()
+@kernel
 def normalize_vjp(dn, x, n, c, eps, out):
     """dn / (r + eps) - n (c / r) sum(dn n) by row; 0 where r is 0."""
     for i in range(x.shape[0]):
@@ -183,25 +190,27 @@ def normalize_vjp(dn, x, n, c, eps, out):
             to[:] = 0
 
 
-@kernel()
+@kernel
 def softmax_ce(z, target, loss, error):
     """loss = -sum target log softmax(z) and error = softmax(z) - target, by row."""
     for i in range(z.shape[0]):
-        row, want, e = z[i], target[i], error[i]
+        row, e = z[i], error[i]
         top = row[0]
         for j in range(1, row.size):
             top = max(top, row[j])
         for j in range(row.size):
-            e[j] = math.exp(row[j] - top)
-        total = _sum(e)
-        log_total, lost = math.log(total), z.dtype.type(0)
-        for j in range(row.size):
-            lost += want[j] * (log_total - (row[j] - top))
+            e[j] = row[j] - top
+        loss[i] = _dot(target[i], e)
+    exp(part(error, 0, error.size))
+    for i in range(z.shape[0]):
+        want, e = target[i], error[i]
+        total, shown = _sum(e), _sum(want)
+        loss[i] = shown * math.log(total) - loss[i]
+        for j in range(e.size):
             e[j] = e[j] / total - want[j]
-        loss[i] = lost
 
 
-@kernel()
+@kernel
 def goodness(y, kind, out):
     """The goodness of each row."""
     n = y.dtype.type(y.shape[1])
@@ -219,7 +228,7 @@ def goodness(y, kind, out):
             out[i] = ssq
 
 
-@kernel()
+@kernel
 def goodness_vjp(dg, y, kind, factor, out):
     """dg d goodness / dy: factor dg y (or over the norm for L2, without y for LIN), by row."""
     for i in range(y.shape[0]):
@@ -235,7 +244,7 @@ def goodness_vjp(dg, y, kind, factor, out):
                 to[j] = scale * row[j]
 
 
-@kernel()
+@kernel
 def logistic(g, phase, theta, temperature, loss, dg):
     """softplus(u) and its derivative by g, with u = -phase (g - theta) / temperature."""
     one = g.dtype.type(1)
@@ -248,20 +257,18 @@ def logistic(g, phase, theta, temperature, loss, dg):
 
 
 # ---- columns: rows are summed in shares, so that threads do not change the bits ----------------
-@kernel(parallel=True)
-def _column_sums(x, mean, squares, sums):
-    """sums (shares, N) float64 of x - mean, or of its squares, each over its share of the rows."""
-    for p in prange(len(sums)):
-        total = sums[p]
-        total[:] = 0
-        for i in range(p * len(x) // len(sums), (p + 1) * len(x) // len(sums)):
-            row = x[i]
-            for j in range(row.size):
-                d = row[j] - mean[j]
-                total[j] += d * d if squares else d
+@inner
+def _column_sum(p, x, mean, squares, sums):
+    total = sums[p]
+    total[:] = 0
+    for i in range(p * len(x) // len(sums), (p + 1) * len(x) // len(sums)):
+        row = x[i]
+        for j in range(row.size):
+            d = row[j] - mean[j]
+            total[j] += d * d if squares else d
 
 
-@kernel()
+@inner
 def _mean_of(sums, n, out):
     for j in range(out.size):
         total = 0.0
@@ -270,49 +277,63 @@ def _mean_of(sums, n, out):
         out[j] = total / n
 
 
-@kernel(parallel=True)
+@inner
+def _standardized(p, shares, x, mean, scale, n):
+    for i in range(p * len(x) // shares, (p + 1) * len(x) // shares):
+        row, to = x[i], n[i]
+        for j in range(to.size):
+            to[j] = (row[j] - mean[j]) / scale[j]
+
+
+@kernel
 def standardize(x, eps, sums, n, mean, var):
-    """n = (x - mean) / sqrt(var + eps) by column, and the moments (N,)."""
+    """n = (x - mean) / sqrt(var + eps) by column, and the moments (N,); sums (shares, N) float64."""
     mean[:] = 0
-    _column_sums(x, mean, False, sums)
+    spread(_column_sum, len(sums), False, (x, mean, False, sums))
     _mean_of(sums, len(x), mean)
-    _column_sums(x, mean, True, sums)
+    spread(_column_sum, len(sums), False, (x, mean, True, sums))
     _mean_of(sums, len(x), var)
     scale = np.sqrt(var + eps)
-    for p in prange(len(sums)):
-        for i in range(p * len(x) // len(sums), (p + 1) * len(x) // len(sums)):
-            row, to = x[i], n[i]
-            for j in range(to.size):
-                to[j] = (row[j] - mean[j]) / scale[j]
+    spread(_standardized, len(sums), False, (len(sums), x, mean, scale, n))
 
 
-@kernel(parallel=True)
+@inner
+def _vjp_sums(p, dn, n, sums):
+    shares = sums.shape[1]
+    plain, along = sums[0, p], sums[1, p]
+    plain[:] = 0
+    along[:] = 0
+    for i in range(p * len(n) // shares, (p + 1) * len(n) // shares):
+        row, own = dn[i], n[i]
+        for j in range(row.size):
+            plain[j] += row[j]
+            along[j] += row[j] * own[j]
+
+
+@inner
+def _standardize_vjp(p, shares, dn, n, scale, means, dx):
+    for i in range(p * len(n) // shares, (p + 1) * len(n) // shares):
+        row, own, to = dn[i], n[i], dx[i]
+        for j in range(to.size):
+            to[j] = scale[j] * (row[j] - means[0, j] - own[j] * means[1, j])
+
+
+@kernel
 def standardize_vjp(dn, n, scale, sums, dx):
     """dx = scale (dn - mean(dn) - n mean(dn n)) by column; sums (2, shares, N)."""
     shares = sums.shape[1]
-    for p in prange(shares):
-        plain, along = sums[0, p], sums[1, p]
-        plain[:] = 0
-        along[:] = 0
-        for i in range(p * len(n) // shares, (p + 1) * len(n) // shares):
-            row, own = dn[i], n[i]
-            for j in range(row.size):
-                plain[j] += row[j]
-                along[j] += row[j] * own[j]
+    spread(_vjp_sums, shares, False, (dn, n, sums))
     means = np.empty((2, scale.size), scale.dtype)
     _mean_of(sums[0], len(n), means[0])
     _mean_of(sums[1], len(n), means[1])
-    for p in prange(shares):
-        for i in range(p * len(n) // shares, (p + 1) * len(n) // shares):
-            row, own, to = dn[i], n[i], dx[i]
-            for j in range(to.size):
-                to[j] = scale[j] * (row[j] - means[0, j] - own[j] * means[1, j])
+    spread(_standardize_vjp, shares, False, (shares, dn, n, scale, means, dx))
 
 
 # ---- optimizers, flat and in place ----------------------------------------------------------
-@kernel()
-def _sgd_span(w, g, m, lr, momentum, decay):
-    zero = w.dtype.type(0)
+@inner
+def _sgd_span(t, w, g, m, lr, momentum, decay):
+    zero, s = w.dtype.type(0), _span(t, w.size)
+    w, g, m = w[s], g[s], m[s]
     if m.size > 0:
         for i in range(w.size):
             d = g[i] if decay == zero else g[i] + decay * w[i]
@@ -324,20 +345,16 @@ def _sgd_span(w, g, m, lr, momentum, decay):
             w[i] -= lr * d
 
 
-@kernel(parallel=True)
+@kernel
 def sgd(w, g, m, lr, momentum, decay):
     """m = momentum m + g + decay w;  w -= lr m; an empty m keeps no buffer."""
-    if w.size < SERIAL:
-        _sgd_span(w, g, m, lr, momentum, decay)
-    else:
-        for t in prange((w.size + SPAN - 1) // SPAN):
-            s = slice(t * SPAN, min(w.size, (t + 1) * SPAN))
-            _sgd_span(w[s], g[s], m[s] if m.size > 0 else m, lr, momentum, decay)
+    spread(_sgd_span, _spans(w.size), w.size < SERIAL, (w, g, m, lr, momentum, decay))
 
 
-@kernel()
-def _adam_span(w, g, m, v, keep, decay, new_m, beta2, new_v, scale, root, eps):
-    zero, one = w.dtype.type(0), w.dtype.type(1)
+@inner
+def _adam_span(t, w, g, m, v, keep, decay, new_m, beta2, new_v, scale, root, eps):
+    zero, one, s = w.dtype.type(0), w.dtype.type(1), _span(t, w.size)
+    w, g, m, v = w[s], g[s], m[s], v[s]
     for i in range(w.size):
         p = w[i] if keep == one else w[i] * keep
         d = g[i] if decay == zero else g[i] + decay * p
@@ -346,14 +363,8 @@ def _adam_span(w, g, m, v, keep, decay, new_m, beta2, new_v, scale, root, eps):
         w[i] = p - scale * (m[i] / (np.sqrt(v[i]) * root + eps))
 
 
-@kernel(parallel=True)
+@kernel
 def adam(w, g, m, v, keep, decay, new_m, beta2, new_v, scale, root, eps):
     """Adam; keep multiplies w first (AdamW), decay w is added to g (Adam)."""
-    if w.size < SERIAL:
-        _adam_span(w, g, m, v, keep, decay, new_m, beta2, new_v, scale, root, eps)
-    else:
-        for t in prange((w.size + SPAN - 1) // SPAN):
-            s = slice(t * SPAN, min(w.size, (t + 1) * SPAN))
-            _adam_span(
-                w[s], g[s], m[s], v[s], keep, decay, new_m, beta2, new_v, scale, root, eps
-            )  # fmt: skip
+    numbers = keep, decay, new_m, beta2, new_v, scale, root, eps
+    spread(_adam_span, _spans(w.size), w.size < SERIAL, (w, g, m, v, *numbers))

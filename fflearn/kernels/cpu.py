@@ -19,10 +19,9 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba.np.ufunc.parallel import _launch_threads
 
 from fflearn import random
-from fflearn.kernels import compiled, convolution, draws, micro, winograd
+from fflearn.kernels import compiled, convolution, draws, micro, team, winograd
 from fflearn.kernels.blas import gemm
 from fflearn.kernels.jit import CONFIG
 from fflearn.kernels.patches import out_size
@@ -61,28 +60,38 @@ def _turns() -> AbstractContextManager[Any]:
 
     Two threads in a work queue end the process.
     """
-    _launch_threads()
+    team.gather()
     return _ALONE if threading_layer() == "workqueue" else _BESIDE
+
+
+class _Held(threading.local):
+    """For how many threads this thread has set all up; 0 where it has not."""
+
+    threads = 0
+
+
+_HELD = _Held()
 
 
 class _Running:
     """Compiled loops use up to ``threads`` threads, BLAS one; both are restored at the end."""
 
-    __slots__ = ("_before", "_wanted")
-
     def __init__(self, threads: int):
-        self._wanted = max(1, min(threads, CONFIG.NUMBA_NUM_THREADS))
+        self._wanted = threads
 
     def __enter__(self) -> None:
         _turns().__enter__()
-        self._before = numba.get_num_threads()
-        if self._wanted != self._before:  # a microsecond each: many, for a small step
-            numba.set_num_threads(self._wanted)
+        self._outer, self._before = _HELD.threads, numba.get_num_threads()
+        self._now = max(1, min(self._wanted, CONFIG.NUMBA_NUM_THREADS))
+        if self._now != self._before:
+            numba.set_num_threads(self._now)
         ONE_BLAS_THREAD.__enter__()
+        _HELD.threads = self._wanted
 
     def __exit__(self, *_: object) -> None:
+        _HELD.threads = self._outer
         ONE_BLAS_THREAD.__exit__()
-        if self._wanted != self._before:
+        if self._now != self._before:
             numba.set_num_threads(self._before)
         _turns().__exit__(None, None, None)
 
@@ -103,8 +112,12 @@ class CpuKernels(Kernels):
         return lowering
 
     def running(self, threads: int) -> AbstractContextManager[None]:
-        """Compiled loops use up to ``threads`` threads, BLAS one; both are restored at the end."""
-        return _Running(threads)
+        """Compiled loops use up to ``threads`` threads, BLAS one; both are restored at the end.
+
+        Entering takes microseconds, many for a small step; again inside, for as many threads,
+        it takes none.
+        """
+        return _BESIDE if _HELD.threads == threads else _Running(threads)
 
     # ---- products ---------------------------------------------------------------------------
     def matmul(self, a: Array, b: Array) -> Array:

@@ -7,11 +7,11 @@ numbers count from 0, so pieces can be filled by different threads.
 import math
 
 import numpy as np
-from numba import prange
 from numba.extending import register_jitable
 
 from fflearn.kernels import scalars
-from fflearn.kernels.jit import kernel
+from fflearn.kernels.jit import inner, kernel
+from fflearn.kernels.team import spread
 
 SPAN = 1 << 10  # blocks a thread takes at a time
 SERIAL = 1 << 11  # blocks below which a parallel region costs more than it gives
@@ -29,30 +29,27 @@ def box_muller(w0, w1):
     return radius * math.cos(angle), radius * math.sin(angle)
 
 
-@kernel()
-def _words(k0, k1, c2, c3, out, start, stop):
-    for block in range(start, stop):
+@inner
+def _words(t, k0, k1, c2, c3, out, blocks):
+    for block in range(t * SPAN, min(blocks, (t + 1) * SPAN)):
         c = np.uint64(block)
         w0, w1, w2, w3 = philox(c & scalars.LOW, c >> scalars.HALF, c2, c3, k0, k1)
         i = 4 * block
         out[i], out[i + 1], out[i + 2], out[i + 3] = w0, w1, w2, w3
 
 
-@kernel(parallel=True)
+@kernel
 def words(k0, k1, c2, c3, out):
     """Fill uint32 (4 blocks,)."""
     blocks = out.size // 4
-    if blocks < SERIAL:
-        _words(k0, k1, c2, c3, out, 0, blocks)
-    else:
-        for t in prange((blocks + SPAN - 1) // SPAN):
-            _words(k0, k1, c2, c3, out, t * SPAN, min(blocks, (t + 1) * SPAN))
+    spans = (blocks + SPAN - 1) // SPAN
+    spread(_words, spans, blocks < SERIAL, (k0, k1, c2, c3, out, blocks))
 
 
-@kernel()
-def _uniform(k0, k1, c2, c3, out, start, stop):
+@inner
+def _uniform(t, k0, k1, c2, c3, out, blocks):
     single = out.itemsize == 4
-    for block in range(start, stop):
+    for block in range(t * SPAN, min(blocks, (t + 1) * SPAN)):
         c = np.uint64(block)
         w0, w1, w2, w3 = philox(c & scalars.LOW, c >> scalars.HALF, c2, c3, k0, k1)
         if single:
@@ -63,20 +60,17 @@ def _uniform(k0, k1, c2, c3, out, start, stop):
             out[2 * block], out[2 * block + 1] = unit64(w0, w1), unit64(w2, w3)
 
 
-@kernel(parallel=True)
+@kernel
 def uniform(k0, k1, c2, c3, out):
     """Fill float32 (4 blocks,) or float64 (2 blocks,)."""
     blocks = out.size // (4 if out.itemsize == 4 else 2)
-    if blocks < SERIAL:
-        _uniform(k0, k1, c2, c3, out, 0, blocks)
-    else:
-        for t in prange((blocks + SPAN - 1) // SPAN):
-            _uniform(k0, k1, c2, c3, out, t * SPAN, min(blocks, (t + 1) * SPAN))
+    spans = (blocks + SPAN - 1) // SPAN
+    spread(_uniform, spans, blocks < SERIAL, (k0, k1, c2, c3, out, blocks))
 
 
-@kernel()
-def _normal(k0, k1, c2, c3, out, start, stop):
-    for block in range(start, stop):
+@inner
+def _normal(t, k0, k1, c2, c3, out, blocks):
+    for block in range(t * SPAN, min(blocks, (t + 1) * SPAN)):
         c = np.uint64(block)
         w0, w1, w2, w3 = philox(c & scalars.LOW, c >> scalars.HALF, c2, c3, k0, k1)
         i = 4 * block
@@ -84,12 +78,9 @@ def _normal(k0, k1, c2, c3, out, start, stop):
         out[i + 2], out[i + 3] = box_muller(w2, w3)
 
 
-@kernel(parallel=True)
+@kernel
 def normal(k0, k1, c2, c3, out):
     """Fill float32 or float64 (4 blocks,)."""
     blocks = out.size // 4
-    if blocks < SERIAL:
-        _normal(k0, k1, c2, c3, out, 0, blocks)
-    else:
-        for t in prange((blocks + SPAN - 1) // SPAN):
-            _normal(k0, k1, c2, c3, out, t * SPAN, min(blocks, (t + 1) * SPAN))
+    spans = (blocks + SPAN - 1) // SPAN
+    spread(_normal, spans, blocks < SERIAL, (k0, k1, c2, c3, out, blocks))

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba import carray, types
+from numba.core import cgutils
+from numba.extending import intrinsic, register_jitable
 
 _HERE = Path(__file__).resolve().parent
 NEVER_COMPILED = (
@@ -26,6 +29,7 @@ NEVER_COMPILED = (
     "threads.py",
 )
 CONFIG: Any = numba.config  # its settings are made at run time: invisible to a type checker
+_njit: Any = numba.njit  # takes options that its types leave out
 _KEEPING = threading.RLock()
 PORTABLE = os.environ.get("FFLEARN_CPU") == "portable"  # do without this processor's own kernels
 
@@ -74,32 +78,59 @@ def kept() -> Iterator[None]:
             CONFIG.CACHE_DIR = before
 
 
-def native(signature: Any) -> Callable[[Callable], Any]:
+def native(signature: Any, parallel: bool = False) -> Callable[[Callable], Any]:
     """Decorator: compile now, for calls by address from other compiled code; kept on disk."""
 
     def compile_now(function: Callable) -> Any:
         with kept():
-            return numba.cfunc(signature, cache=True)(function)
+            return numba.cfunc(signature, cache=True, parallel=parallel)(function)
 
     return compile_now
 
 
-def kernel(parallel: bool = False, reassociate: bool = False) -> Callable[[Callable], Callable]:
+def kernel(function: Callable) -> Callable:
     """Decorator: compile on first call, keep on disk, run without the GIL.
 
-    ``reassociate`` lets a row's sum be vectorised.  The order is then the compiler's, fixed for a
-    processor, the same for every run, row and number of threads.  No other freedom is given: an
-    elementwise kernel rounds exactly as the reference does (no fused multiply-add).
+    An elementwise kernel rounds exactly as the reference does (no fused multiply-add).
     """
+    return _later(function)
 
-    def compile_later(function: Callable) -> Callable:
-        with kept():
-            return numba.njit(
-                cache=True,
-                nogil=True,
-                error_model="numpy",
-                parallel=parallel,
-                fastmath={"reassoc"} if reassociate else False,
-            )(function)
 
-    return compile_later
+def inner(function: Callable) -> Callable:
+    """Decorator, as `kernel`, for what compiled code alone calls.
+
+    A way in from Python would take longer to compile than most of these functions.
+    """
+    return _later(function, no_cpython_wrapper=True)
+
+
+def row_sum(function: Callable) -> Callable:
+    """Decorator, as `inner`, for the sum of a row, which may be vectorised.
+
+    Its order is then the compiler's, fixed for a processor, the same for every run, row and number
+    of threads.
+    """
+    return _later(function, no_cpython_wrapper=True, fastmath={"reassoc"})
+
+
+def _later(function: Callable, **more: Any) -> Callable:
+    options = {"cache": True, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+    with kept():
+        return _njit(**options, **more)(function)
+
+
+@intrinsic
+def _numbers(typing, a, start):
+    """The address of a number of a contiguous array."""
+
+    def codegen(context, builder, signature, args):
+        array = cgutils.create_struct_proxy(signature.args[0])(context, builder, args[0])
+        return builder.gep(array.data, [args[1]])
+
+    return types.CPointer(a.dtype)(a, types.intp), codegen
+
+
+@register_jitable
+def part(a, start, n):
+    """n numbers of a contiguous array.  Cut out by a slice, they would be counted as in use."""
+    return carray(_numbers(a, start), (n,))

@@ -2,7 +2,7 @@
 
 A tile of 8 x 32 numbers stays in 16 vector registers while a loop over k adds products to it: one
 broadcast number of A and two vectors of B feed 16 of them.  B is packed a panel of 32 columns at a
-time, so that the loop reads one stream whatever the layout; a transposed A is packed too.
+time, so that the loop reads one stream whatever the layout; A is read where it lies.
 
 Every number of the result is one chain of fused multiply-adds over a block of k, in its order, so
 its bits depend neither on the tile it falls in nor on the number of threads.
@@ -17,12 +17,11 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fflearn.kernels.jit import PORTABLE, kernel, native
+from fflearn.kernels.jit import PORTABLE, inner, native
 
 LANES = 16  # float32 numbers in a vector
 ROWS, WIDE = 8, 2 * LANES  # of a tile
 SHORT = 64  # rows for which b is not copied
-FEW = 2  # panels that read a transposed A where it lies
 BLOCK = 256  # of k at a time: a panel of B, 32 KB, then lies in the L1 cache
 
 AVAILABLE = not PORTABLE and llvm.get_host_cpu_features().get("avx512f", False)
@@ -180,6 +179,9 @@ def _tile(rows, vectors):
             adds = builder.fcmp_unordered("!=", beta, F32(0.0))
 
             def finish(old):
+                # All is read before any is written: a row may lie in the next one's vectors,
+                # whose reading would wait for the write.
+                done = []
                 for r in range(rows):
                     for v in range(vectors):
                         to = builder.add(
@@ -189,8 +191,9 @@ def _tile(rows, vectors):
                         if old:
                             was = _masked_load(builder, to, wanted[v])
                             value = builder.call(fma, [keep, was, value])
-                        to = builder.inttoptr(to, at)
-                        builder.call(write, [value, to, I32(4), wanted[v]])
+                        done.append((value, builder.inttoptr(to, at), wanted[v]))
+                for value, to, mask in done:
+                    builder.call(write, [value, to, I32(4), mask])
 
             with builder.if_else(adds) as (then, otherwise):
                 with then:
@@ -218,13 +221,13 @@ def _pointer(typing, address):
     return types.CPointer(types.float32)(types.intp), codegen
 
 
-@kernel()
+@inner
 def _numbers(address, n):
     """n numbers at a raw address."""
     return carray(_pointer(address), (n,))
 
 
-@kernel()
+@inner
 def _strip(a, by_row, by_k, rows, b, b_by_k, k, c, c_by_row, columns, alpha, beta):
     """Up to 8 rows and up to 32 columns."""
     if rows == 8 and columns > LANES:
@@ -251,7 +254,7 @@ def _strip(a, by_row, by_k, rows, b, b_by_k, k, c, c_by_row, columns, alpha, bet
             c += part * c_by_row
 
 
-@kernel()
+@inner
 def _pack(b, ldb, tb, k0, k1, j0, j1, to):
     """op(b)[k0:k1, j0:j1] -> panels (k, 32) one after the other."""
     n, by_row = k1 - k0, 4 * ldb
@@ -282,7 +285,6 @@ def _product(ta, how, a, lda, b, ldb, k_all, out, ldc, alpha, beta, i0, i1, j0, 
     direct = (j1 - j0) // WIDE if how == PLAIN and i1 - i0 <= SHORT else 0
     packed = 0 if how == PACKED else across - direct
     panels = np.empty(packed * min(BLOCK, k_all) * WIDE, np.float32)
-    column = np.empty(BLOCK * ROWS if ta and across > FEW else 0, np.float32)
     for k0 in range(0, k_all, BLOCK):
         n = min(BLOCK, k_all - k0)
         keep = beta if k0 == 0 else np.float32(1)
@@ -294,15 +296,8 @@ def _product(ta, how, a, lda, b, ldb, k_all, out, ldc, alpha, beta, i0, i1, j0, 
         for i in range(i0, i1, ROWS):
             rows = min(ROWS, i1 - i)
             source, by_row, by_a = a + 4 * (i * lda + k0), 4 * lda, 4
-            if ta and across <= FEW:  # too few panels to repay a copy
+            if ta:  # eight numbers of a row lie in one line of the cache: no copy pays
                 source, by_row, by_a = a + 4 * (k0 * lda + i), 4, 4 * lda
-            elif ta:
-                for k in range(n):
-                    row = _numbers(a + 4 * ((k0 + k) * lda + i), rows)
-                    own = column[k * ROWS : k * ROWS + rows]
-                    for r in range(rows):
-                        own[r] = row[r]
-                source, by_row, by_a = column.ctypes.data, 4, 4 * ROWS
             to, by_c = out + 4 * (i * ldc + j0), 4 * ldc
             for p in range(direct):
                 panel = b + 4 * (k0 * ldb + j0 + p * WIDE)

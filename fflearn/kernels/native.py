@@ -18,10 +18,9 @@ from llvmlite import ir
 from numba import carray, types
 from numba.core import cgutils  # noqa: F401  registers what the intrinsics need
 from numba.extending import intrinsic, register_jitable
-from numba.np.ufunc.parallel import _launch_threads
 
 from fflearn.kernels import blas, compiled, draws
-from fflearn.kernels.jit import kept, kernel
+from fflearn.kernels.jit import inner, kept, kernel
 
 WIDTH = 32  # words of a row
 SIGNATURE = types.void(types.CPointer(types.int64))
@@ -40,7 +39,6 @@ class Native:
     def address(self) -> int:
         """Of the machine code."""
         if self._compiled is None:
-            _launch_threads()  # parallel loops look for the threads when they are loaded
             with kept():
                 compiled_now = numba.cfunc(SIGNATURE, cache=True, error_model="numpy")
                 self._compiled = compiled_now(self.function)
@@ -81,7 +79,7 @@ def invoke(typing, function, args):
     return types.void(types.int64, types.int64), codegen
 
 
-@kernel()
+@kernel
 def run(rows):
     """Make the calls of all rows (n, WIDTH)."""
     base, step = rows.ctypes.data, rows.shape[1] * 8
@@ -217,7 +215,7 @@ def normal(p):
 # ---- elementwise: what IEEE 754 rounds correctly, and so as NumPy ----------------------------------
 
 
-@kernel()
+@inner
 def _vectors(code, o, a, b):
     if code == ADD:
         for i in range(o.size):
@@ -233,7 +231,7 @@ def _vectors(code, o, a, b):
             o[i] = a[i] / b[i]
 
 
-@kernel()
+@inner
 def _vector_number(code, o, a, b):
     if code == ADD:
         for i in range(o.size):
@@ -249,7 +247,7 @@ def _vector_number(code, o, a, b):
             o[i] = a[i] / b
 
 
-@kernel()
+@inner
 def _number_vector(code, o, a, b):
     if code == SUB:
         for i in range(o.size):
@@ -261,7 +259,7 @@ def _number_vector(code, o, a, b):
         _vector_number(code, o, b, a)
 
 
-@kernel()
+@inner
 def _binary_line(code, o, so, a, sa, b, sb, n):
     """o = a (code) b, n numbers that lie so, sa and sb bytes apart."""
     if so == 4 and sa == 4 and sb == 4:
@@ -329,17 +327,7 @@ def from_octets(p):
         out[i] = np.float32(source[i])
 
 
-@intrinsic
-def _as(typing, like, value):
-    """A float64 number with the type of another."""
-
-    def codegen(context, builder, signature, args):
-        return context.cast(builder, args[1], types.float64, signature.return_type)
-
-    return like(like, types.float64), codegen
-
-
-@kernel()
+@inner
 def _block(a, start, n, zero):
     """The sum of a[start : start + n], at most 128 numbers, in NumPy's order; zero has its type."""
     if n < 8:
@@ -367,32 +355,13 @@ def _block(a, start, n, zero):
     return total
 
 
-@kernel()
-def _pairwise(a, zero):
-    """The sum of a in NumPy's order: halves of halves, down to blocks."""
-    if a.size <= 128:
-        return _block(a, 0, a.size, zero)
-    part = np.zeros((64, 3), np.int64)  # a stack of start, size and how many halves are done
-    held = np.zeros(64, np.float64)
-    part[0, 1], top, total = a.size, 0, zero
-    while top >= 0:
-        start, n, done = part[top, 0], part[top, 1], part[top, 2]
-        half = n // 2 - n // 2 % 8
-        if n <= 128:
-            total = _block(a, start, n, zero)
-            top -= 1
-        elif done == 0:
-            part[top, 2] = 1
-            top += 1
-            part[top, 0], part[top, 1], part[top, 2] = start, half, 0
-        elif done == 1:
-            held[top], part[top, 2] = total, 2
-            top += 1
-            part[top, 0], part[top, 1], part[top, 2] = start + half, n - half, 0
-        else:
-            total = _as(zero, held[top]) + total
-            top -= 1
-    return total
+@inner
+def _pairwise(a, start, n, zero):
+    """The sum of n numbers in NumPy's order: halves of halves, down to blocks."""
+    if n <= 128:
+        return _block(a, start, n, zero)
+    half = n // 2 - n // 2 % 8
+    return _pairwise(a, start, half, zero) + _pairwise(a, start + half, n - half, zero)
 
 
 @Native
@@ -400,7 +369,7 @@ def rows_sum(p):
     """out (R,) = the sums of the rows of a (R, N), over a number unless that is 0."""
     out, a, n = _vec(p, 0), _mat(p, 2), _f32(p, 5)
     for i in range(out.size):
-        out[i] = _pairwise(a[i], np.float32(0))
+        out[i] = _pairwise(a[i], np.int64(0), a.shape[1], np.float32(0))
         if n != 0:
             out[i] /= n
 
@@ -419,19 +388,19 @@ def columns_sum(p):
             out[j] /= n
 
 
-@kernel()
+@inner
 def _negative(o, a):
     for i in range(o.size):
         o[i] = -a[i]
 
 
-@kernel()
+@inner
 def _absolute(o, a):
     for i in range(o.size):
         o[i] = abs(a[i])
 
 
-@kernel()
+@inner
 def _root(o, a):
     for i in range(o.size):
         o[i] = np.sqrt(a[i])
@@ -453,7 +422,7 @@ def unary(p):
 def mean64(p):
     """out () float64 = the mean of a (n,)."""
     a = _vec(p, 1)
-    carray(doubles(p[0]), (1,))[0] = _pairwise(a, 0.0) / np.float64(a.size)
+    carray(doubles(p[0]), (1,))[0] = _pairwise(a, np.int64(0), a.size, 0.0) / np.float64(a.size)
 
 
 @Native

@@ -19,15 +19,17 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 
 from fflearn.kernels import micro
-from fflearn.kernels.jit import kernel
+from fflearn.kernels.jit import inner, kernel
 from fflearn.kernels.micro import LANES, WIDE
+from fflearn.kernels.team import spread
 
 M, N = 4, 6  # outputs and pixels of a tile, along an axis
 CHUNK = 1 << 20  # numbers in the transformed tiles that are worked on at a time
+SHARES = 16  # of tiles, whatever the number of threads
 
 # Lavin, Gray (2016), sec. 4.3: F(4 x 4, 3 x 3).
 BT = (
@@ -161,7 +163,7 @@ _errors = _sandwich(_turned(AT))  # A dY A^T
 _gradient = _sandwich(_turned(G))  # G^T S G
 
 
-@kernel()
+@inner
 def _read_tiles(image, t0, t1, across, start, size, patch, to, plane, which):
     """Tiles t0 .. t1 of a stack of images (B, H, W, C), transformed into planes (tiles, C).
 
@@ -192,7 +194,7 @@ def _read_tiles(image, t0, t1, across, start, size, patch, to, plane, which):
             _errors(source, by_row, pixel, there, N * plane, plane, c)
 
 
-@kernel()
+@inner
 def _write_tiles(planes, plane, t0, t1, across, bias, patch, out):
     """Planes (tiles, units) -> outputs (B, OH, OW, units), plus bias, for tiles t0 .. t1."""
     height, width, c = out.shape[1:]
@@ -219,18 +221,51 @@ def _write_tiles(planes, plane, t0, t1, across, bias, patch, out):
                         row[e] += bias[e]
 
 
-@kernel(parallel=True)
-def _transform(image, t0, t1, across, start, size, planes, shares, which):
-    """`_read_tiles` of tiles t0 .. t1, shared out; planes (N^2, tiles, C)."""
+@inner
+def _transformed(p, image, t0, t1, across, start, size, planes, which):
     plane, c = 4 * planes.shape[1] * planes.shape[2], image.shape[3]
-    for p in prange(shares):
-        patch = np.empty(size * size * c, np.float32)
-        lo, hi = t0 + p * (t1 - t0) // shares, t0 + (p + 1) * (t1 - t0) // shares
-        to = planes.ctypes.data + 4 * (lo - t0) * c
-        _read_tiles(image, lo, hi, across, start, size, patch, to, plane, which)
+    patch = np.empty(size * size * c, np.float32)
+    lo, hi = t0 + p * (t1 - t0) // SHARES, t0 + (p + 1) * (t1 - t0) // SHARES
+    to = planes.ctypes.data + 4 * (lo - t0) * c
+    _read_tiles(image, lo, hi, across, start, size, patch, to, plane, which)
 
 
-@kernel(parallel=True)
+@inner
+def _pack_weights(i, W, packed):
+    c, units = W.shape[2:]
+    row = np.empty((N * N, units), np.float32)
+    source = W.ctypes.data + 4 * i * units
+    _weights(
+        source, 12 * c * units, 4 * c * units, row.ctypes.data, 4 * N * units, 4 * units, units
+    )
+    for p in range(N * N):
+        for j in range(packed.shape[1]):
+            columns = min(WIDE, units - j * WIDE)
+            own, part = packed[p, j, i], row[p, j * WIDE : j * WIDE + columns]
+            for e in range(columns):
+                own[e] = part[e]
+
+
+@inner
+def _forward(p, planes, packed, products, tiles):
+    c, units = planes.shape[2], products.shape[2]
+    zero, one = np.float32(0), np.float32(1)
+    micro.product(
+        0, micro.PACKED, planes[p].ctypes.data, c, packed[p].ctypes.data, 0, c,
+        products[p].ctypes.data, units, one, zero, 0, tiles, 0, units,
+    )  # fmt: skip
+
+
+@inner
+def _written(p, products, t0, t1, across, bias, out):
+    plane, units = 4 * products.shape[1] * products.shape[2], products.shape[2]
+    patch = np.empty(M * M * units, np.float32)
+    lo, hi = t0 + p * (t1 - t0) // SHARES, t0 + (p + 1) * (t1 - t0) // SHARES
+    source = products.ctypes.data + 4 * (lo - t0) * units
+    _write_tiles(source, plane, lo, hi, across, bias, patch, out)
+
+
+@kernel
 def conv(x, W, b, padding, planes, products, packed, out):
     """Outputs (B, OH, OW, units) of W (3, 3, C, units); an empty b adds nothing.
 
@@ -241,39 +276,34 @@ def conv(x, W, b, padding, planes, products, packed, out):
     packed : Array (N^2, panels, C, 32)
         Scratch for the transformed weights.
     """
-    c, units = W.shape[2:]
     across = (out.shape[1] + M - 1) // M, (out.shape[2] + M - 1) // M
-    tiles, at_once, shares = len(x) * across[0] * across[1], planes.shape[1], 16
-    panels, plane = packed.shape[1], 4 * products.shape[1] * units
-    zero, one = np.float32(0), np.float32(1)
-    for i in prange(c):
-        row = np.empty((N * N, units), np.float32)
-        source = W.ctypes.data + 4 * i * units
-        _weights(
-            source, 12 * c * units, 4 * c * units, row.ctypes.data, 4 * N * units, 4 * units, units
-        )
-        for p in range(N * N):
-            for j in range(panels):
-                columns = min(WIDE, units - j * WIDE)
-                own, part = packed[p, j, i], row[p, j * WIDE : j * WIDE + columns]
-                for e in range(columns):
-                    own[e] = part[e]
+    tiles, at_once = len(x) * across[0] * across[1], planes.shape[1]
+    spread(_pack_weights, W.shape[2], False, (W, packed))
     for t0 in range(0, tiles, at_once):
         t1 = min(tiles, t0 + at_once)
-        _transform(x, t0, t1, across, -padding, N, planes, shares, 0)
-        for p in prange(N * N):
-            micro.product(
-                0, micro.PACKED, planes[p].ctypes.data, c, packed[p].ctypes.data, 0, c,
-                products[p].ctypes.data, units, one, zero, 0, t1 - t0, 0, units,
-            )  # fmt: skip
-        for p in prange(shares):
-            patch = np.empty(M * M * units, np.float32)
-            lo, hi = t0 + p * (t1 - t0) // shares, t0 + (p + 1) * (t1 - t0) // shares
-            source = products.ctypes.data + 4 * (lo - t0) * units
-            _write_tiles(source, plane, lo, hi, across, b, patch, out)
+        spread(_transformed, SHARES, False, (x, t0, t1, across, -padding, N, planes, 0))
+        spread(_forward, N * N, False, (planes, packed, products, t1 - t0))
+        spread(_written, SHARES, False, (products, t0, t1, across, b, out))
 
 
-@kernel(parallel=True)
+@inner
+def _backward(p, planes, errors, sums, tiles, scale, keep):
+    c, units = sums.shape[1:]
+    micro.product(
+        1, micro.PLAIN, planes[p].ctypes.data, c, errors[p].ctypes.data, units, tiles,
+        sums[p].ctypes.data, units, scale, keep, 0, c, 0, units,
+    )  # fmt: skip
+
+
+@inner
+def _formed(i, sums, out):
+    c, units = out.shape[2:]
+    plane = 4 * c * units
+    source, to = sums.ctypes.data + 4 * i * units, out.ctypes.data + 4 * i * units
+    _gradient(source, N * plane, plane, to, 3 * plane, plane, units)
+
+
+@kernel
 def conv_weights(x, da, scale, padding, planes, errors, sums, out):
     """Sum over samples and places of x^T da, times scale: the gradient (3, 3, C, units).
 
@@ -284,20 +314,12 @@ def conv_weights(x, da, scale, padding, planes, errors, sums, out):
     sums : Array (N^2, C, units)
         Scratch.
     """
-    c, units = out.shape[2:]
     across = (da.shape[1] + M - 1) // M, (da.shape[2] + M - 1) // M
-    tiles, at_once, shares = len(x) * across[0] * across[1], planes.shape[1], 16
+    tiles, at_once = len(x) * across[0] * across[1], planes.shape[1]
     for t0 in range(0, tiles, at_once):
         t1 = min(tiles, t0 + at_once)
-        _transform(x, t0, t1, across, -padding, N, planes, shares, 0)
-        _transform(da, t0, t1, across, 0, M, errors, shares, 1)
         keep = np.float32(0) if t0 == 0 else np.float32(1)
-        for p in prange(N * N):
-            micro.product(
-                1, micro.PLAIN, planes[p].ctypes.data, c, errors[p].ctypes.data, units, t1 - t0,
-                sums[p].ctypes.data, units, scale, keep, 0, c, 0, units,
-            )  # fmt: skip
-    plane = 4 * c * units
-    for i in prange(c):
-        source, to = sums.ctypes.data + 4 * i * units, out.ctypes.data + 4 * i * units
-        _gradient(source, N * plane, plane, to, 3 * plane, plane, units)
+        spread(_transformed, SHARES, False, (x, t0, t1, across, -padding, N, planes, 0))
+        spread(_transformed, SHARES, False, (da, t0, t1, across, 0, M, errors, 1))
+        spread(_backward, N * N, False, (planes, errors, sums, t1 - t0, scale, keep))
+    spread(_formed, out.shape[2], False, (sums, out))

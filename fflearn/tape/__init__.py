@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
+import numpy as np
+
 from fflearn.base import Batch
 from fflearn.errors import FFLearnError, RecordError
 from fflearn.heap import release
 from fflearn.state import State
 from fflearn.tape.program import Program
-from fflearn.tape.record import Recording, checked, inputs, record
+from fflearn.tape.record import Recording, checked, record
 
 __all__ = ["Tapes"]
 
@@ -39,31 +41,41 @@ class Tapes:
         self.strict, self.why = False, ""
         self._first: dict[Hashable, Recording] = {}
         self._recorded: dict[Hashable, tuple[Recording, Any]] = {}
-        self._programs: dict[Hashable, Program] = {}
+        self._programs: dict[Hashable, tuple[Program, Any]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tapes, (self._engine,)  # addresses mean nothing elsewhere: steps are recorded anew
 
     def step(self, state: State, batch: Batch, variant: Hashable) -> tuple[dict[str, Any], Any]:
-        """One step; what it reports, and the ledger."""
+        """One step on a batch as the engine was given it; what it reports, and the ledger."""
         engine = self._engine
         if self.why:
             return engine._op_by_op(state, batch, variant)
-        given = inputs(batch)
-        key = shapes(given), variant, tuple(engine.probes.items())
-        program = self._programs.get(key)
-        if program is None and key in self._recorded or program and not program.of(state):
+        probes = tuple(engine.probes.items())
+        # Arrays like those of an earlier step need no other check.
+        found = self._programs.get((shapes(batch), variant, probes)) if plain(batch) else None
+        if found is None or not found[0].of(state):
+            batch = engine.checked_batch(batch)
+            key = shapes(batch), variant, probes
+            found = self._made(key, state, batch)
+            if found is None:
+                if key not in self._first and not self._tried(state, batch, variant):
+                    return engine._op_by_op(state, batch, variant)
+                return self._record(state, batch, variant, key)
+        program, ledger = found
+        settings = engine.settings_at(state.step)
+        with engine.running():
+            return program(state.step, settings, batch), ledger
+
+    def _made(self, key: Hashable, state: State, batch: Batch) -> tuple[Program, Any] | None:
+        """The program of a recorded step on this state, made where there is none yet."""
+        found = self._programs.get(key)
+        if key in self._recorded and not (found and found[0].of(state)):
             release()  # what recording took
-            program = self._programs[key] = Program(
-                self._recorded[key][0], state, batch, engine.kernels
-            )
-        if program is not None:
-            settings = engine.settings_at(state.step)
-            with engine.kernels.running(engine.threads):
-                return program(state.step, settings, given), self._recorded[key][1]
-        if key not in self._first and not self._tried(state, batch, variant):
-            return engine._op_by_op(state, batch, variant)
-        return self._record(state, batch, variant, key)
+            recording, ledger = self._recorded[key]
+            found = Program(recording, state, batch, self._engine.kernels), ledger
+            self._programs[key] = found
+        return found
 
     def _tried(self, state: State, batch: Batch, variant: Hashable) -> bool:
         """Whether a step can be recorded: tried without changing the state, which needs no copy."""
@@ -104,11 +116,18 @@ class Tapes:
             self._recorded[key] = found, ledger
 
 
-def shapes(given: dict[str, Any]) -> Hashable:
-    """What the inputs of a step must have in common with those of a recorded one."""
-    return tuple(
-        [
-            (n, type(a), getattr(a, "shape", None), getattr(a, "dtype", None))
-            for n, a in given.items()
-        ]
-    )
+def plain(batch: Batch) -> bool:
+    """Whether it is two arrays and no more."""
+    alone = batch.weight is None and not batch.side
+    return alone and type(batch.x) is np.ndarray and type(batch.y) is np.ndarray
+
+
+def shapes(batch: Batch) -> Hashable:
+    """What a batch must have in common with that of a recorded step."""
+    x, y = batch.x, batch.y
+    kind = x.shape, x.dtype, y.shape, y.dtype
+    if batch.weight is None and not batch.side:
+        return kind
+    more = [batch.weight, *batch.side.values()]
+    kinds = [(type(a), getattr(a, "shape", None), getattr(a, "dtype", None)) for a in more]
+    return (*kind, tuple(batch.side), *kinds)

@@ -60,16 +60,19 @@ class Program:
         self._at: dict[Buffer, np.ndarray] = {b: flat(a) for b, a in made.constants.items()}
         self._homes = state.arrays()
         self._arena = self._allocated(made, set(arrays))
-        self._batch = {
-            b.home: np.ndarray(arrays[b.home].shape, arrays[b.home].dtype, memory)
+        self._arrays = [
+            (_field(b.home), np.ndarray(arrays[b.home].shape, arrays[b.home].dtype, memory))
             for b, memory in self._at.items()
             if b.home in arrays
-        }
+        ]
         read = [ref for part in (*made.before, *made.parts) for ref in touched(part)]
         read += leaves(made.info, Ref)
         objects = {ref.buffer for ref in read if ref.kind == "object"}
         objects |= set(made.numbers.moving.values())
-        self._given = {b.home: b for b in objects if b.home}
+        given, times = {b.home: b for b in objects if b.home}, ("step", *SETTINGS)
+        self._times = [(i, given[name]) for i, name in enumerate(times) if name in given]
+        self._others = [(_field(name), b) for name, b in given.items() if name not in times]
+        self._now: list[Any] = []
         self._numbers = {
             whole: np.array(values or [0], np.int64 if whole else np.float64)
             for whole, values in made.numbers.values.items()
@@ -85,23 +88,22 @@ class Program:
         """Whether it runs on this state."""
         return self._state() is state
 
-    def __call__(
-        self, step: int, settings: tuple[float, ...], inputs: dict[str, Any]
-    ) -> dict[str, Any]:
-        """A step from what `record.inputs` names; what it reports."""
-        objects, given, arrays = self._objects, self._given, self._batch
-        for name, value in inputs.items():
-            if name in arrays:
-                arrays[name][...] = value
-            elif name in given:
-                objects[given[name]] = value
-        for name, value in zip(("step", *SETTINGS), (step, *settings), strict=True):
-            if name in given:
-                objects[given[name]] = value
-        for call in self._before:
-            call()
-        for numbers, i, b in self._moving:
-            numbers[i] = objects[b]
+    def __call__(self, step: int, settings: tuple[float, ...], batch: Batch) -> dict[str, Any]:
+        """A step on a batch; what it reports."""
+        objects, times = self._objects, (step, *settings)
+        for field, array in self._arrays:
+            array[...] = field(batch)
+        for field, b in self._others:
+            objects[b] = field(batch)
+        now = [times[i] for i, _ in self._times]
+        if now != self._now or self._others:  # else what is a function of these holds still
+            self._now = now
+            for value, (_, b) in zip(now, self._times, strict=True):
+                objects[b] = value
+            for call in self._before:
+                call()
+            for numbers, i, b in self._moving:
+                numbers[i] = objects[b]
         for call in self.calls:
             call()
         return {n: read() for n, read in self._info.items()}
@@ -233,6 +235,12 @@ class Program:
             objects[sweeps.buffer], objects[change.buffer] = n, found
 
         return run
+
+
+def _field(name: str) -> Callable[[Batch], Any]:
+    """What takes an input, named as by `record.inputs`, from a batch."""
+    part, _, key = name.partition(".")
+    return operator.attrgetter(key) if part == "batch" else lambda batch: batch.side[key]
 
 
 def flat(a: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -54,33 +55,59 @@ def test_running_beside_another_holds_blas_until_the_last_leaves(k):
         blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
         return [c.num_threads for c in blas.lib_controllers]
 
-    with threadpoolctl.threadpool_limits(2, "blas"):
+    with threadpoolctl.threadpool_limits(2, "blas"), ThreadPoolExecutor(1) as another:
         before = pools()
         first, second = k.running(1), k.running(1)
         first.__enter__()
-        second.__enter__()  # as of an engine in another thread
+        another.submit(second.__enter__).result()
         first.__exit__(None, None, None)
         assert set(pools()) == {1}
-        second.__exit__(None, None, None)
+        another.submit(second.__exit__, None, None, None).result()
         assert pools() == before == [2] * len(before)
 
 
 THREADS = """
 import numba
 from fflearn import kernels
+k = kernels.load("numba")
 seen = [numba.get_num_threads()]
 try:
-    with kernels.load("numba").running(1):
+    with k.running(1):
+        seen.append(numba.get_num_threads())
+        with k.running(1):
+            seen.append(numba.get_num_threads())
+            with k.running(2):
+                seen.append(numba.get_num_threads())
+            seen.append(numba.get_num_threads())
         seen.append(numba.get_num_threads())
         raise KeyError
 except KeyError:
+    seen.append(numba.get_num_threads())
+with k.running(2), k.running(1):
     seen.append(numba.get_num_threads())
 print(*seen)
 """
 
 
 def test_running_restores_the_threads_of_compiled_loops():
-    assert run(THREADS, NUMBA_NUM_THREADS="2") == "2 1 2"
+    assert run(THREADS, NUMBA_NUM_THREADS="2") == "2 1 1 2 1 1 2 1"
+
+
+FIRST_STEP = """
+import numpy as np
+from fflearn import kernels
+from fflearn.kernels import team
+k, a = kernels.load("numba"), np.ones((700, 700), np.float32)
+before = k.matmul(a, a), int(team._team[0])
+with k.running(2):
+    after = k.matmul(a, a), int(team._team[0])
+print((before[0] == after[0]).all(), before[1] == 0, after[1] != 0)
+"""
+
+
+def test_no_thread_is_started_before_a_step():
+    """A process may fork until then."""
+    assert run(FIRST_STEP) == "True True True"
 
 
 SIDE_BY_SIDE = """

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not micro.AVAILABLE, reason="this processor has 
 F = np.float32
 
 
-@kernel()
+@kernel
 def product(ta, tb, a, b, out, alpha, beta, i0, i1, j0, j1):
     """`micro.product` of arrays."""
     micro.product(

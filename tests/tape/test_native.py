@@ -43,10 +43,7 @@ def repeated(f: Any, given: list[dict[str, Any]], step: int = 3) -> tuple[Progra
     found = flat(f(TracedKernels(K, rec), *now, **named))
     state = State([], [], [], 0, 0)
     program = Program(Recording(rec.ops, noted(found)), state, batch(given[0]), K)
-    runs = [
-        program(step + i, (0.0, 0.1 + i, 0.0), inputs(batch(named)))
-        for i, named in enumerate(given)
-    ]
+    runs = [program(step + i, (0.0, 0.1 + i, 0.0), batch(named)) for i, named in enumerate(given)]
     assert same(concrete(found), runs[0])
     return program, runs
 

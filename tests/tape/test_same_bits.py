@@ -19,7 +19,7 @@ from fflearn import layers, objectives, registry, rules
 from fflearn.base import Batch, Rule, Update
 from fflearn.checks import same_bits
 from fflearn.engine import MODES, Engine
-from fflearn.errors import ShapeError, SpecError
+from fflearn.errors import FFLearnError, ShapeError, SpecError
 from fflearn.layers.dense import Dense
 from fflearn.optim import OPTIMIZERS, optimizer
 from fflearn.state import load
@@ -163,6 +163,75 @@ def test_inputs_that_are_no_arrays_share_memory_with_none():
     sparse = sp.eye(4, format="csr")
     found = own_memory({"side.A": sparse, "batch.x": (x := np.ones(3)), "side.B": x})
     assert found["side.A"] is sparse and found["batch.x"] is x and found["side.B"] is not x
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_batches_in_other_dress_are_taken_as_they_are(mode):
+    """float64, Fortran order, steps in memory, other byte orders, lists: the values alone count."""
+    engine = Engine(NET, registry.rule("dfa"), (11,), CLASSES, mode=mode)
+    one, two = engine.init(0), engine.init(0)
+    for i in range(12):
+        b = batch(i)
+        dress = (
+            lambda a: a,
+            np.asfortranarray,
+            lambda a: a.astype(float),
+            lambda a: np.repeat(a, 2, 1)[:, ::2],
+            lambda a: a.astype(">f4"),
+            lambda a: a.tolist(),
+        )[i % 6]
+        expected = told(engine.step(one, b))
+        assert told(engine.step(two, Batch(dress(b.x), dress(b.y)))) == expected, f"step {i}"
+        assert same_bits(one, two) is None, f"step {i}"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_wrong_is_told_after_many_right_steps_too(mode):
+    engine = Engine(NET, registry.rule("dfa"), (11,), CLASSES, mode=mode)
+    state, right = engine.init(0), batch(0)
+    for _ in range(4):
+        engine.step(state, right)
+    before = state.copy()
+    for wrong in (
+        right._replace(x=right.x[:, 1:]),
+        right._replace(x=right.x[:-1]),
+        right._replace(x=right.x[:0], y=right.y[:0]),
+        right._replace(y=right.y[:, 1:]),
+        right._replace(y=right.y.argmax(1)),
+        right._replace(weight=-np.ones(ROWS)),
+        right._replace(weight=np.full(ROWS, np.nan)),
+        right._replace(x=None),
+    ):
+        with pytest.raises(FFLearnError):
+            engine.step(state, wrong)
+        assert same_bits(state, before) is None and state.step == before.step
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_settings_that_change_between_steps(mode):
+    """Rates that a user sets anew, and those of a step that is gone back to."""
+    engine = Engine(NET, registry.rule("dfa"), (11,), CLASSES, optimizer("sgd", lr=0.1), mode=mode)
+    state = engine.init(0)
+    for lr in (0.1, 0.1, 0.1, 0.1, 0.3, 0.1, 0.1, 0.0):
+        engine.optimizer = optimizer("sgd", lr=lr)
+        before = state.copy()
+        (expected,) = (u for i, u in enumerate(engine.updates(state, batch(1))) if not i)
+        engine.step(state, batch(1))
+        g = engine.kernels.formed(expected.grads["W"])
+        np.testing.assert_allclose(
+            state.params[0]["W"], before.params[0]["W"] - np.float32(lr) * g, rtol=1e-5, atol=1e-7
+        )
+
+
+def test_graphs_that_change_between_steps():
+    """What is made of side data alone is made anew in each step."""
+    rng, batches = np.random.default_rng(0), []
+    for _ in range(7):
+        a = sp.random(ROWS, ROWS, 0.5, "csr", np.float32, random_state=rng)
+        batches.append(batch(0)._replace(side={"adjacency": a}))
+    net = "graph_conv 8 relu | graph_conv 3"
+    sgd = optimizer("sgd", lr=0.1)
+    compare(engines(net, registry.rule("backprop"), optimizer=sgd), batches)
 
 
 def test_short_batches_weights_and_probes_on_every_other_step():
