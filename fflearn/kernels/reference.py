@@ -5,6 +5,7 @@ each row's own loss; the mean over rows is taken once, where a gradient is forme
 the dtype of the inputs, float32 or float64.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NamedTuple
@@ -487,7 +488,7 @@ class Kernels:
 
 def adam_scales(lr: float, beta1: float, beta2: float, t: int) -> tuple[float, float]:
     """lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t), in float64."""
-    return lr / (1 - beta1**t), 1 / np.sqrt(1 - beta2**t)
+    return lr / (1 - beta1**t), 1 / math.sqrt(1 - beta2**t)
 
 
 def _real(value: float, like: Array) -> np.floating:
