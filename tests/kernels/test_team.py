@@ -1,5 +1,6 @@
 """The one parallel loop: every call made once, in its place, whoever makes it."""
 
+import numba
 import numpy as np
 import pytest
 
@@ -29,6 +30,16 @@ def in_turn(seen, n):
         spread(_count, n, True, (seen, 0.5, 0, False))
 
 
+@inner
+def _who(t, seen):
+    seen[t] = numba.get_thread_id()
+
+
+@kernel
+def by_whom(seen, small):
+    spread(_who, seen.size, small, (seen,))
+
+
 @pytest.fixture(params=["alone", "together"])
 def who(request):
     with kernels.load("numba").running(2):  # whose first use gathers the threads
@@ -36,8 +47,16 @@ def who(request):
         assert address
         if request.param == "alone":
             team._team[0] = 0
-        yield
+        yield request.param
         team._team[0] = address
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="there is one thread")
+@pytest.mark.parametrize("small", [False, True])
+def test_calls_are_shared_out_where_there_is_enough_to_do(who, small):
+    seen = np.full(100, -1)
+    by_whom(seen, small)
+    assert len(set(seen.tolist())) == (2 if who == "together" and not small else 1)
 
 
 @pytest.mark.parametrize("small", [False, True])

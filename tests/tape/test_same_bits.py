@@ -191,6 +191,7 @@ def test_what_is_wrong_is_told_after_many_right_steps_too(mode):
     state, right = engine.init(0), batch(0)
     for _ in range(4):
         engine.step(state, right)
+        engine.step(state, right._replace(weight=np.ones(ROWS)))
     before = state.copy()
     for wrong in (
         right._replace(x=right.x[:, 1:]),
