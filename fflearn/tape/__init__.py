@@ -70,11 +70,14 @@ class Tapes:
     def _made(self, key: Hashable, state: State, batch: Batch) -> tuple[Program, Any] | None:
         """The program of a recorded step on this state, made where there is none yet."""
         found = self._programs.get(key)
-        if key in self._recorded and not (found and found[0].of(state)):
-            release()  # what recording took
-            recording, ledger = self._recorded[key]
-            found = Program(recording, state, batch, self._engine.kernels), ledger
-            self._programs[key] = found
+        if found is not None and found[0].of(state):
+            return found
+        if key not in self._recorded:
+            return None
+        release()  # what recording took
+        recording, ledger = self._recorded[key]
+        found = Program(recording, state, batch, self._engine.kernels), ledger
+        self._programs[key] = found
         return found
 
     def _tried(self, state: State, batch: Batch, variant: Hashable) -> bool:

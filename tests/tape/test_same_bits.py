@@ -386,6 +386,20 @@ def test_kinds_of_steps_that_never_come_again_are_forgotten():
     assert len(engine.tapes._first) == MOST
 
 
+def test_two_states_through_more_kinds_of_steps_than_are_kept():
+    from fflearn.tape import MOST
+
+    pair = engines(rule=registry.rule("dfa"))
+    states = [[engine.init(seed) for seed in range(2)] for engine in pair]
+    kinds = range(2, MOST + 5)
+    for which, rows in [(0, r) for r in kinds for _ in range(3)] + [(1, r) for r in kinds[::-1]]:
+        b = batch(rows, rows)
+        one, two = (e.step(s[which], b) for e, s in zip(pair, states, strict=True))
+        assert told(one) == told(two), (which, rows)
+    for one, two in zip(*states, strict=True):
+        assert same_bits(one, two) is None
+
+
 def test_a_step_is_repeated_and_not_run_again(monkeypatch):
     """The tests above are not of eager mode against itself."""
     engine, _ = engines(rule=registry.rule("dfa"))
