@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.cpu import goal, reached
 from benchmarks.machine import sentence
+from fflearn.registry import REFERENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
@@ -30,8 +31,8 @@ CPU = """## On a processor
 |---|---|---|---|---|---|---|---|"""
 # What was tried where a goal is missed, by the beginning of the row's name.
 TRIED = {
-    "small32": """Four fifths of a small step are its kernels, two thirds of them products near the processor's peak; the rest is Python:
-finding the recorded step, giving it the batch and the rates. Tried, and kept: the whole step in one native call with its numbers in
+    "small32": """Four fifths of a small step are its kernels, most of them products near the processor's peak; the rest is Python: finding
+the recorded step, giving it the batch and the rates. Tried, and kept: the whole step in one native call with its numbers in
 memory; a batch like an earlier one taken without another check; threads set once for many steps; a transposed operand read where it
 lies; bias and activation on rows that no use is counted of; exp in vectors; products that end in a part of a panel, copied by
 masked vectors. Two threads for a product are no gain: a parallel region costs more than it saves.""",
@@ -65,7 +66,7 @@ MEMORY = """## Memory over depth
 |---|---|---|"""
 PROCESS = """Peak of a process above what it was before the network was made: weights, data, activity, everything.
 PyTorch's, which varies, is the median of five processes, the least in brackets. Goals for Forward-Forward and DRTP: 0.35 at
-batch 512, where the weights alone are {weights:.2f}, and 0.12 at 4096. Beside the weights and the batch a step of these two holds one
+batch 512 and 0.12 at 4096, where the weights alone are {weights}. Beside weights and batch a step of these two holds one
 layer's input, activity and error, twice for Forward-Forward (positives and negatives); backpropagation holds one activity a layer.
 Tried, and kept: traces without what no rule reads, activity and error written in place, what is read no more freed before a layer
 learns, the recorded step's largest arrays laid first, freed memory given back to the system before it runs.
@@ -139,10 +140,12 @@ def memory(found: Mapping[str, Any]) -> str:
     for r in found["rows"]:
         lines.append(f"| `{r['name']}` | {r['bytes_per_layer'] / 1e3:.1f} kB | {r['ratio']:.3f} |")
     about = f"Layers of {found['width']}, batch {found['batch']}. {sentence(found['machine'])}."
-    torch = found["process"][0]
-    weights = 4 * torch["width"] ** 2 * (torch["depth"] - 1)
-    of_torch = weights / (torch["peak_bytes_above_start"] or weights)
-    lines += ["", about, "", PROCESS.format(weights=of_torch)]
+    shares = []
+    for r in found["process"]:
+        if r["name"] == REFERENCE:
+            weights = 4 * r["width"] ** 2 * (r["depth"] - 1)
+            shares.append(f"{weights / (r['peak_bytes_above_start'] or weights):.2f}")
+    lines += ["", about, "", PROCESS.format(weights=" and ".join(shares))]
     for r in found["process"]:
         size = f"{r['depth']} layers of {r['width']}, batch {r['batch']}"
         peak = r["peak_bytes_above_start"]
