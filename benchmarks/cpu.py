@@ -147,7 +147,9 @@ def pin(threads: int) -> None:
     this thread too, and the second would find a single core for all of its threads.
     """
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    kernels.load("numba").matmul(*np.ones((2, 1024, 1024), np.float32))
+    k = kernels.load("numba")
+    with k.running(threads):
+        k.matmul(*np.ones((2, 1024, 1024), np.float32))
     if cores:
         os.sched_setaffinity(0, cores)
     if autograd.available():
