@@ -85,12 +85,14 @@ except KeyError:
     seen.append(numba.get_num_threads())
 with k.running(2), k.running(1):
     seen.append(numba.get_num_threads())
+with k.running(1):
+    seen.append(numba.get_num_threads())
 print(*seen)
 """
 
 
 def test_running_restores_the_threads_of_compiled_loops():
-    assert run(THREADS, NUMBA_NUM_THREADS="2") == "2 1 1 2 1 1 2 1"
+    assert run(THREADS, NUMBA_NUM_THREADS="2") == "2 1 1 2 1 1 2 1 1"
 
 
 FIRST_STEP = """
