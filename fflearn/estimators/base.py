@@ -209,10 +209,8 @@ class LocalEstimator(BaseEstimator):
         """Learn from every sample once; DivergenceError leaves the state of before."""
         key = Key(state.seed).fold("order").at(epoch) if self.shuffle else None
         good, loss = state.copy(), 0.0
-        with (
-            np.errstate(all="ignore"),
-            engine.running(),
-        ):  # what overflows is found below, and raised
+        # What overflows is found below, and raised.
+        with np.errstate(all="ignore"), engine.running():
             for batch, weight in samples.batches(self._batch_size(samples), key):
                 info, _ = engine.step(state, batch)
                 loss += weight * float(info.get("loss", 0.0))

@@ -32,7 +32,7 @@ def _scaled(typing, x, held):
 def _exp32(x):
     """exp(x) for x up to 0, in float32: 2^n exp(r), with exp(r) as a polynomial.
 
-    Its coefficients are those of the Cephes library (Moshier, 1992); within 2 roundings.
+    Its coefficients are those of the Cephes library (Moshier, 1992); within a unit in the last place.
     """
     f = np.float32
     x = f(-104) if x < f(-104) else x  # noqa: FURB136  whose exp is 0; NaN passes
@@ -47,7 +47,7 @@ def _exp32(x):
 
 @inner
 def exp(x):
-    """In place, for numbers up to 0."""
+    """In place, of a vector (n,) of float32 or float64 numbers, none of them above 0."""
     if x.itemsize == 4:
         for j in range(x.size):
             x[j] = _exp32(x[j])

@@ -53,8 +53,9 @@ def gather() -> None:
 def spread(typing, function, n, small, given):
     """function(t, *given) for t = 0 .. n - 1, shared out to the threads unless ``small``.
 
-    ``function`` is compiled code that returns nothing.  Its calls are the same whoever makes them,
-    so the bits do not depend on the number of threads.
+    ``function`` is compiled code that returns nothing and raises nothing: what it did raise would
+    be lost.  Its calls are the same whoever makes them, so the bits do not depend on the number of
+    threads.
     """
     called = function.get_call_type(typing, (types.int64, *map(types.unliteral, given)), {})
 
